@@ -1,0 +1,88 @@
+/**
+ * What a format must answer: *where is it* and *make room*. A driver does no guest I/O, knows no backing file's content
+ * and opens no other file. The engine (`cluster/`) loops, reads, copies and writes.
+ *
+ * Who calls what under which lock is said at each method; the lock is the image's read-write lock over the mapping in
+ * memory (`ImageState.lock`). No host I/O happens under it: a method that finds a table missing from the cache answers
+ * `miss`, the engine lets go, loads the table and asks again.
+ */
+import type { ImageState } from '../shared/image-state';
+import type { TableSlice } from '../shared/table-cache';
+import type { Storage } from '../storage/storage';
+
+/** Byte position on the disk as the guest sees it. */
+export type GuestOffset = number;
+/** Byte position in the image file. */
+export type HostOffset = number;
+
+/** Status of one run of guest bytes in this layer. `length` > 0. */
+export type Mapping =
+  /** At `offset` of the image file. `writable`: may be overwritten in place (its refcount is one). */
+  | { kind: 'data'; length: number; offset: HostOffset; writable: boolean }
+  /** Reads zero and hides the backing file. */
+  | { kind: 'zero'; length: number }
+  /** Decided by the backing file; zeroes if there is none or it is shorter. */
+  | { kind: 'unallocated'; length: number }
+  /** The table that knows is not in the cache: load `slice` outside the lock and ask again. */
+  | { kind: 'miss'; slice: TableSlice };
+
+/** Places in the image file that an allocating write fills before they are published. */
+export interface Reservation {
+  offset: HostOffset;
+  /** Bytes, a whole number of clusters; may be less than asked for. */
+  length: number;
+  /** The places read as zero now: beyond the end of the file since it was opened, or punched since. */
+  fresh: boolean;
+}
+
+/** What guest clusters point to from now on. */
+export type Target =
+  | { kind: 'data'; offset: HostOffset }
+  | { kind: 'zero' }
+  | { kind: 'unallocated' };
+
+export interface DriverCapabilities {
+  /** Clusters with tables: reserve, publish and flush exist. Raw has none of them. */
+  clusters: boolean;
+  /** Can have a backing file. */
+  backing: boolean;
+}
+
+export interface FormatDriver {
+  /** `qed`, `raw`: the word of qemu-img. */
+  readonly format: string;
+  readonly capabilities: DriverCapabilities;
+  /** Bytes; 0 for formats without clusters. */
+  readonly clusterSize: number;
+  readonly storage: Storage;
+  readonly state: ImageState;
+
+  /**
+   * Where the guest data at `guest` is, for this layer only. Called with the lock held, shared or exclusive.
+   * `guest + maxLength` is inside the disk. Runs of one status are coalesced; a run ends at the latest where its table slice ends.
+   * Throws CORRUPT_IMAGE for an entry that points outside the file or is unaligned.
+   */
+  map(guest: GuestOffset, maxLength: number): Mapping;
+
+  /** Like `map`, for block status: may look at holes of the host file. Called without the lock; formats with clusters leave it out. */
+  status?(guest: GuestOffset, maxLength: number): Exclude<Mapping, { kind: 'miss' }>;
+
+  /**
+   * Sees to it that `guest` has a table which can take entries. Called *without* the lock: may allocate a table and do I/O
+   * for it. Afterwards `publish` at `guest` answers `miss` at the most.
+   */
+  prepareTables(guest: GuestOffset): void;
+
+  /** Takes places for up to `length` bytes (whole clusters). Lock held exclusively; memory only. */
+  reserve(length: number): Reservation;
+
+  /** Gives places of a reservation back that were never published. Lock held exclusively; memory only. */
+  release(reservation: Reservation): void;
+
+  /**
+   * Lets the clusters in `[guest, guest + length)` (whole clusters, inside one table slice) point to `target` and remembers
+   * the places that they leave as dropped (DESIGN section 5, step 5). Lock held exclusively; memory only.
+   * @returns the slice to load first when it is not in the cache (nothing was changed), else undefined
+   */
+  publish(guest: GuestOffset, length: number, target: Target): TableSlice | undefined;
+}

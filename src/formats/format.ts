@@ -1,0 +1,65 @@
+/**
+ * One format: a folder in `formats/` and one line in `registry.ts`. All files named here are opened by the caller; a
+ * format opens nothing itself.
+ */
+import type { ImageState } from '../shared/image-state';
+import type { TableCache } from '../shared/table-cache';
+import type { Storage } from '../storage/storage';
+import type { DriverCapabilities, FormatDriver } from './driver';
+
+/** What a header says, as plain data: structured-cloneable, the same in every thread, fixed while the image is open. */
+export interface ImageHeader {
+  format: string;
+  /** Bytes, at open. The live size is `ImageState.virtualSize`. */
+  virtualSize: number;
+  /** Bytes; 0 for formats without clusters. */
+  clusterSize: number;
+  /** The backing file as the header names it; absent when there is none. */
+  backing?: { name: string; format?: string };
+  /** Not cleanly closed by its last writer (QED's need-check bit). */
+  dirty: boolean;
+}
+
+export interface CreateOptions {
+  /** Bytes; a multiple of 512. */
+  size: number;
+  backing?: { name: string; format?: string };
+  clusterSize?: number;
+  tableSize?: number;
+  preallocation?: 'off' | 'falloc' | 'full';
+}
+
+/** Counts in the words of `qemu-img check --output=json` (ImageCheck). */
+export interface CheckResult {
+  checkErrors: number;
+  corruptions: number;
+  leaks: number;
+  corruptionsFixed: number;
+  leaksFixed: number;
+  totalClusters: number;
+  allocatedClusters: number;
+  fragmentedClusters: number;
+  compressedClusters: number;
+  imageEndOffset: number;
+  /** One line for each inconsistency (at most CHECK_MESSAGES_MAX, then a line that counts the rest). */
+  messages: string[];
+}
+
+export type RepairMode = 'none' | 'leaks' | 'all';
+
+export interface FormatModule {
+  readonly name: string;
+  readonly capabilities: DriverCapabilities;
+  /** Do the first bytes (up to 512, fewer for a short file) look like this format? Raw answers false: it is what is left. */
+  probe(head: Uint8Array): boolean;
+  /** Reads and validates the header. Bounds every field before it is used. Changes nothing. */
+  readHeader(storage: Storage): ImageHeader;
+  /** Fills the shared state of a newly opened image (main thread, once): sizes, file end, need-check. Changes nothing on disk. */
+  initState(header: ImageHeader, storage: Storage, state: ImageState): void;
+  /** This thread's driver over the shared state. `imageId` keys the image's tables in the cache. */
+  attach(header: ImageHeader, storage: Storage, state: ImageState, cache: TableCache, imageId: number): FormatDriver;
+  /** Writes a new image into an empty storage. Absent: cannot be created. */
+  create?(storage: Storage, options: CreateOptions): void;
+  /** Checks the tables, and repairs when asked and the storage is writable. Absent: this format has no checks. */
+  check?(header: ImageHeader, storage: Storage, repair: RepairMode): CheckResult;
+}
