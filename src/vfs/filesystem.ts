@@ -5,7 +5,20 @@
  */
 
 /** Errors that only file systems have, beside those of the block layer. */
-export type FileErrorCode = 'ENOENT' | 'EPERM' | 'EROFS' | 'EISDIR' | 'ENOTDIR' | 'EINVAL' | 'ENXIO' | 'EOPNOTSUPP' | 'EBADF' | 'ENOSPC' | 'EFBIG' | 'EACCES';
+export type FileErrorCode =
+  | 'ENOENT'
+  | 'EPERM'
+  | 'EROFS'
+  | 'EISDIR'
+  | 'ENOTDIR'
+  | 'EINVAL'
+  | 'ENXIO'
+  | 'EOPNOTSUPP'
+  | 'EBADF'
+  | 'ENOSPC'
+  | 'EFBIG'
+  | 'EACCES'
+  | 'EMFILE';
 
 export class FileError extends Error {
   readonly code: FileErrorCode;
@@ -83,7 +96,15 @@ export interface FileSystem {
    * @param sync the data must be on stable storage before this returns (O_SYNC, O_DSYNC)
    * @returns bytes written; fewer than `length` only at the end of a fixed-size disk. Throws ENOSPC at or past it.
    */
-  write(ino: number, handle: number, offset: number, source: Uint8Array, at: number, length: number, sync: boolean): number;
+  write(
+    ino: number,
+    handle: number,
+    offset: number,
+    source: Uint8Array,
+    at: number,
+    length: number,
+    sync: boolean,
+  ): number;
 
   fsync(ino: number, handle: number): void;
 

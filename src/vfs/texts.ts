@@ -1,0 +1,71 @@
+/** What the `.json` files say. The words are those of qemu-img and QMP; the formatting is qemu-img's: four spaces, one map entry a line. */
+import * as assert from 'node:assert';
+import { imageInfo } from '../block/info';
+import { layerMapEntries, mapEntries } from '../block/map-entries';
+import type { BlockNode } from '../block/node';
+import type { TextPlan } from './tree';
+
+export interface TextContent {
+  /** The file's name, for messages and for /proc/PID/fd. */
+  name: string;
+  /** Made in no time and small, so that even stat(2) may make it to learn its size. */
+  cheap: boolean;
+  /** Changes with every request, not only when the disk is written. */
+  live: boolean;
+  /** The text, in pieces that are small. Made anew by every call. */
+  chunks(): Iterable<string>;
+}
+
+/** @param node the node that the plan names; absent for error.json */
+export function textContent(text: TextPlan, node: BlockNode | undefined): TextContent {
+  if (text.of === 'error') {
+    const { filename, code, message } = text;
+    return { name: 'error.json', cheap: true, live: false, chunks: () => [indented({ filename, code, message })] };
+  }
+  assert.ok(node !== undefined, 'an opened image has a node');
+  switch (text.of) {
+    case 'info':
+      return { name: 'info.json', cheap: true, live: false, chunks: () => [indented(imageInfo(node))] };
+    case 'stats':
+      return { name: 'stats.json', cheap: true, live: true, chunks: () => [indented(deviceStatistics(node))] };
+    case 'chain-map':
+      return mapContent(() => mapEntries(node, { start: 0, length: node.size() }));
+    case 'layer-map':
+      return mapContent(() => layerMapEntries(node, { start: 0, length: node.size() }));
+  }
+}
+
+function mapContent(entries: () => Iterable<object>): TextContent {
+  return { name: 'map.json', cheap: false, live: false, chunks: () => mapLines(entries()) };
+}
+
+function* mapLines(entries: Iterable<object>): Generator<string> {
+  let separator = '[';
+  for (const entry of entries) {
+    yield separator + JSON.stringify(entry);
+    separator = ',\n';
+  }
+  yield separator === '[' ? '[]\n' : ']\n';
+}
+
+function indented(value: object): string {
+  return `${JSON.stringify(value, null, 4)}\n`;
+}
+
+/** BlockDeviceStats of QMP, as far as a node counts. */
+function deviceStatistics(node: BlockNode): object {
+  const counted = node.statistics();
+  return {
+    rd_bytes: counted.readBytes,
+    wr_bytes: counted.writeBytes,
+    unmap_bytes: counted.unmapBytes,
+    rd_operations: counted.readOperations,
+    wr_operations: counted.writeOperations,
+    flush_operations: counted.flushOperations,
+    unmap_operations: counted.unmapOperations,
+    wr_highest_offset: counted.writeHighestOffset,
+    failed_rd_operations: counted.failedReadOperations,
+    failed_wr_operations: counted.failedWriteOperations,
+    failed_flush_operations: counted.failedFlushOperations,
+  };
+}
