@@ -1,0 +1,17 @@
+/** Memory at a chosen address modulo the page size. */
+import * as koffi from 'koffi';
+
+/** The largest page that x86-64 and arm64 kernels have by default; 16 KiB and 64 KiB kernels gain as much from 4 KiB alignment. */
+export const PAGE_BYTES = 4096;
+
+/**
+ * A zeroed buffer of `length` bytes whose byte `alignedAt` lies at the start of a page. The kernel copies between a process and
+ * page-sized chunks of a request: with both sides aligned it makes half as many copies.
+ */
+export function alignedBuffer(length: number, alignedAt: number): Buffer {
+  // Not from Node's pool, and never moved: the address stays what it is now.
+  const memory = Buffer.from(new ArrayBuffer(length + PAGE_BYTES));
+  const address = Number(koffi.address(memory) % BigInt(PAGE_BYTES));
+  const skip = (((PAGE_BYTES - ((address + alignedAt) % PAGE_BYTES)) % PAGE_BYTES) + PAGE_BYTES) % PAGE_BYTES;
+  return memory.subarray(skip, skip + length);
+}
