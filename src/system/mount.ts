@@ -1,4 +1,6 @@
 /** mount(2) and umount2(2). Both need CAP_SYS_ADMIN. */
+import * as path from 'node:path';
+import { Worker } from 'node:worker_threads';
 import { declare, lastError, SystemError } from './libc';
 
 const EINVAL = 22;
@@ -75,14 +77,17 @@ export function umount(target: string, options: UmountOptions = {}): void {
   if (umount2(target, umountBits(options)) < 0) throw lastError('umount2', target);
 }
 
-/** As `umount`, on another thread, so that the caller goes on serving. */
+/**
+ * As `umount`, on a thread of its own, so that the caller goes on serving.
+ * A worker rather than koffi's `async`: that one does not bring errno back from its thread.
+ */
 export function umountAsync(target: string, options: UmountOptions = {}): Promise<void> {
   return new Promise((resolve, reject) => {
-    // errno belongs to the thread that made the call; koffi carries it over to the callback.
-    umount2.async(target, umountBits(options), (error: unknown, result: number) => {
-      if (error) reject(error);
-      else if (result < 0) reject(lastError('umount2', target));
-      else resolve();
+    const worker = new Worker(path.join(__dirname, 'umount-worker.js'), { workerData: { target, options } });
+    worker.once('message', (errno: number) => {
+      if (errno === 0) resolve();
+      else reject(new SystemError(errno, 'umount2', target));
     });
+    worker.once('error', reject);
   });
 }
