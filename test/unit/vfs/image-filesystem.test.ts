@@ -1,0 +1,407 @@
+import * as fs from 'node:fs';
+import * as os from 'node:os';
+import * as path from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import type { BlockNode } from '../../../src/block/node';
+import type { FileSystem } from '../../../src/vfs/filesystem';
+import { createFileSystem, type ImageFileSystemOptions } from '../../../src/vfs/image-filesystem';
+import { OPEN_TEXTS_MAX } from '../../../src/vfs/text-file';
+import { buildTree, type TreeImage } from '../../../src/vfs/tree';
+import { MemoryNode, pattern } from './memory-node';
+
+const READ = { read: true, write: false, truncate: false };
+const WRITE = { read: true, write: true, truncate: false };
+const MOUNTED_MS = 1_700_000_000_000;
+const MTIME_MS = 1_600_000_000_000;
+const CLUSTER = 4096;
+const OPTIONS: ImageFileSystemOptions = { growable: false, readOnly: false, uid: 7, gid: 8 };
+
+interface Mounted {
+  top: MemoryNode;
+  base: MemoryNode;
+  /** Another worker thread's file system over the same mount. */
+  another(): FileSystem;
+  fileSystem: FileSystem;
+}
+
+/** `vm.img` over `base.img`: four clusters; the second is the overlay's, the first and third are the backing file's. */
+function mount(options: Partial<ImageFileSystemOptions> = {}, directory = '/images'): Mounted {
+  const base = new MemoryNode({ size: 4 * CLUSTER, readOnly: false, path: `${directory}/base.img` });
+  base.write(0, pattern(CLUSTER, 1), 0, CLUSTER);
+  base.write(2 * CLUSTER, pattern(CLUSTER, 2), 0, CLUSTER);
+  const top = new MemoryNode({ size: 4 * CLUSTER, backing: base, path: `${directory}/vm.img` });
+  top.write(CLUSTER, pattern(CLUSTER, 3), 0, CLUSTER);
+  const common = { format: 'memory', mode: 0o100644, mtimeMs: MTIME_MS };
+  const images: TreeImage[] = [
+    { name: 'broken', error: { code: 'INVALID_FORMAT', message: 'Cannot open "broken"' } },
+    {
+      name: 'vm.img',
+      layers: [
+        { ...common, path: top.path, readOnly: false },
+        { ...common, path: base.path, readOnly: true },
+      ],
+    },
+  ];
+  const plan = buildTree(images, { singleImage: false, mountedMs: MOUNTED_MS });
+  const another = () => createFileSystem(structuredClone(plan), [undefined, top], { ...OPTIONS, ...options });
+  return { top, base, another, fileSystem: createFileSystem(plan, [undefined, top], { ...OPTIONS, ...options }) };
+}
+
+function walk(fileSystem: FileSystem, name: string): number {
+  const parts = name.split('/').filter((part) => part !== '');
+  return parts.reduce((ino, part) => fileSystem.lookup(ino, part), fileSystem.rootIno);
+}
+
+function readDisk(fileSystem: FileSystem, name: string): Uint8Array {
+  const ino = walk(fileSystem, name);
+  const { handle } = fileSystem.open(ino, READ);
+  const target = new Uint8Array(fileSystem.attributes(ino).size);
+  const count = fileSystem.read(ino, handle, 0, target, 0, target.length);
+  fileSystem.release(ino, handle);
+  return target.subarray(0, count);
+}
+
+function readText(fileSystem: FileSystem, name: string): string {
+  const ino = walk(fileSystem, name);
+  const { handle } = fileSystem.open(ino, READ);
+  const target = Buffer.alloc(65_536);
+  const count = fileSystem.read(ino, handle, 0, target, 0, target.length);
+  fileSystem.release(ino, handle);
+  return target.toString('utf8', 0, count);
+}
+
+const ALL_FILES = [
+  'broken/error.json',
+  'vm.img/disk',
+  'vm.img/info.json',
+  'vm.img/map.json',
+  'vm.img/stats.json',
+  'vm.img/layers/0-vm.img/disk',
+  'vm.img/layers/0-vm.img/info.json',
+  'vm.img/layers/0-vm.img/map.json',
+  'vm.img/layers/1-base.img/disk',
+  'vm.img/layers/1-base.img/info.json',
+  'vm.img/layers/1-base.img/map.json',
+];
+
+function codeOf(run: () => unknown): string {
+  try {
+    run();
+  } catch (error) {
+    return String((error as { code?: unknown }).code);
+  }
+  return 'nothing thrown';
+}
+
+function listAll(fileSystem: FileSystem, ino = fileSystem.rootIno, prefix = ''): string[] {
+  return fileSystem
+    .list(ino)
+    .flatMap(({ name, ino: inside, kind }) =>
+      kind === 'directory' ? listAll(fileSystem, inside, `${prefix}${name}/`) : [`${prefix}${name}`],
+    );
+}
+
+test('FileSystem.list() and lookup() agree on every file', (t) => {
+  const { fileSystem } = mount();
+  t.deepEqual(listAll(fileSystem), ALL_FILES);
+  for (const name of ALL_FILES) {
+    const ino = walk(fileSystem, name);
+    t.is(fileSystem.attributes(ino).ino, ino, name);
+    t.is(fileSystem.attributes(ino).kind, 'file', name);
+  }
+  const inos = ALL_FILES.map((name) => walk(fileSystem, name));
+  t.is(new Set(inos).size, ALL_FILES.length);
+  t.is(walk(fileSystem, ''), 1);
+});
+
+test('FileSystem.list() hands out what the caller may change', (t) => {
+  const { fileSystem } = mount();
+  fileSystem.list(fileSystem.rootIno).length = 0;
+  t.is(fileSystem.list(fileSystem.rootIno).length, 2);
+});
+
+test('FileSystem.attributes() of folders', (t) => {
+  const { fileSystem } = mount();
+  const root = fileSystem.attributes(fileSystem.rootIno);
+  const times = { atimeMs: MOUNTED_MS, mtimeMs: MOUNTED_MS, ctimeMs: MOUNTED_MS };
+  const expected = {
+    ino: 1,
+    kind: 'directory',
+    mode: 0o755,
+    uid: 7,
+    gid: 8,
+    nlink: 4,
+    size: 0,
+    blocks: 0,
+    blksize: 4096,
+  };
+  t.deepEqual(root as unknown, { ...expected, ...times });
+  t.is(fileSystem.attributes(walk(fileSystem, 'vm.img')).nlink, 3);
+  t.is(fileSystem.attributes(walk(fileSystem, 'broken')).nlink, 2);
+});
+
+test('FileSystem refuses what the kind of file does not have', (t) => {
+  const { fileSystem } = mount();
+  const { rootIno } = fileSystem;
+  const disk = walk(fileSystem, 'vm.img/disk');
+  const buffer = new Uint8Array(8);
+  const cases: [expected: string, run: () => unknown][] = [
+    ['ENOENT', () => fileSystem.lookup(rootIno, 'nothing')],
+    ['ENOENT', () => fileSystem.lookup(rootIno, '')],
+    ['ENOENT', () => fileSystem.lookup(rootIno, '__proto__')],
+    ['ENOENT', () => fileSystem.lookup(rootIno, 'constructor')],
+    ['ENOENT', () => fileSystem.lookup(999, 'disk')],
+    ['ENOTDIR', () => fileSystem.lookup(disk, 'x')],
+    ['ENOTDIR', () => fileSystem.list(disk)],
+    ['ENOENT', () => fileSystem.list(0)],
+    ['ENOENT', () => fileSystem.attributes(0)],
+    ['ENOENT', () => fileSystem.attributes(999)],
+    ['ENOENT', () => fileSystem.attributes(-1)],
+    ['ENOENT', () => fileSystem.attributes(1.5)],
+    ['EISDIR', () => fileSystem.open(rootIno, READ)],
+    ['EISDIR', () => fileSystem.open(rootIno, WRITE)],
+    ['EISDIR', () => fileSystem.read(rootIno, 0, 0, buffer, 0, 8)],
+    ['EISDIR', () => fileSystem.write(rootIno, 0, 0, buffer, 0, 8, false)],
+    ['EISDIR', () => fileSystem.setSize(rootIno, 0)],
+    ['EISDIR', () => fileSystem.fallocate(rootIno, 0, 'allocate', false, 0, 1)],
+    ['EISDIR', () => fileSystem.seek(rootIno, 0, 0, 'data')],
+    ['EISDIR', () => fileSystem.fsync(rootIno, 0)],
+    ['ENOENT', () => fileSystem.open(999, READ)],
+    ['ENOENT', () => fileSystem.read(999, 0, 0, buffer, 0, 8)],
+  ];
+  for (const [index, [expected, run]] of cases.entries()) t.is(codeOf(run), expected, `case ${index}`);
+  t.is(cases.length, 22);
+  t.notThrows(() => fileSystem.release(999, 5));
+  t.notThrows(() => fileSystem.release(rootIno, 5));
+});
+
+test('FileSystem opens only the live disk for writing', (t) => {
+  const { fileSystem } = mount();
+  const codes = ALL_FILES.map((name) => codeOf(() => fileSystem.open(walk(fileSystem, name), WRITE)));
+  t.deepEqual(
+    codes,
+    ALL_FILES.map((name) => (name === 'vm.img/disk' ? 'nothing thrown' : 'EROFS')),
+  );
+  const sizes = ALL_FILES.map((name) => codeOf(() => fileSystem.setSize(walk(fileSystem, name), 0)));
+  t.deepEqual(sizes, codes);
+  const holes = ALL_FILES.map((name) =>
+    codeOf(() => fileSystem.fallocate(walk(fileSystem, name), 0, 'punch-hole', true, 0, 512)),
+  );
+  t.deepEqual(holes, codes);
+});
+
+test('FileSystem of a read-only mount opens nothing for writing', (t) => {
+  for (const growable of [false, true]) {
+    const { fileSystem, top } = mount({ readOnly: true, growable });
+    const before = top.calls.length;
+    for (const name of ALL_FILES)
+      t.is(
+        codeOf(() => fileSystem.open(walk(fileSystem, name), WRITE)),
+        'EROFS',
+        name,
+      );
+    const disk = walk(fileSystem, 'vm.img/disk');
+    t.is(
+      codeOf(() => fileSystem.write(disk, 0, 0, new Uint8Array(8), 0, 8, false)),
+      'EROFS',
+    );
+    t.is(
+      codeOf(() => fileSystem.setSize(disk, 8 * CLUSTER)),
+      'EROFS',
+    );
+    t.is(top.calls.length, before);
+  }
+});
+
+test('FileSystem shows the live disk and each layer as that layer holds it', (t) => {
+  const { fileSystem, top, base } = mount();
+  const shadow = new Uint8Array(4 * CLUSTER);
+  shadow.set(pattern(CLUSTER, 1), 0);
+  shadow.set(pattern(CLUSTER, 2), 2 * CLUSTER);
+  t.deepEqual(readDisk(fileSystem, 'vm.img/layers/1-base.img/disk'), shadow);
+  shadow.set(pattern(CLUSTER, 3), CLUSTER);
+  t.deepEqual(readDisk(fileSystem, 'vm.img/disk'), shadow);
+  t.deepEqual(readDisk(fileSystem, 'vm.img/layers/0-vm.img/disk'), shadow);
+
+  const disk = walk(fileSystem, 'vm.img/disk');
+  t.is(fileSystem.write(disk, 0, 100, pattern(5000, 4), 0, 5000, true), 5000);
+  shadow.set(pattern(5000, 4), 100);
+  t.deepEqual(readDisk(fileSystem, 'vm.img/disk'), shadow);
+  t.deepEqual(readDisk(fileSystem, 'vm.img/layers/0-vm.img/disk'), shadow);
+  t.is(top.calls.at(-1), 'flush');
+  t.is(base.calls.length, 2, 'the backing file was not touched');
+
+  const below = fileSystem.attributes(walk(fileSystem, 'vm.img/layers/1-base.img/disk'));
+  t.is(below.blocks, (2 * CLUSTER) / 512);
+  t.is(below.mtimeMs > MTIME_MS, true, 'one clock an image');
+});
+
+test('FileSystem lets a growable disk grow, but not its layers', (t) => {
+  const { fileSystem } = mount({ growable: true });
+  const disk = walk(fileSystem, 'vm.img/disk');
+  fileSystem.setSize(disk, 5 * CLUSTER);
+  t.is(fileSystem.attributes(disk).size, 5 * CLUSTER);
+  t.is(fileSystem.write(disk, 0, 5 * CLUSTER, pattern(1, 0), 0, 1, false), 1);
+  t.is(fileSystem.attributes(disk).size, 5 * CLUSTER + 512);
+  t.is(
+    codeOf(() => fileSystem.setSize(walk(fileSystem, 'vm.img/layers/0-vm.img/disk'), 9 * CLUSTER)),
+    'EROFS',
+  );
+});
+
+test('info.json says what qemu-img info says of the image and of each layer', (t) => {
+  const { fileSystem } = mount();
+  const top = JSON.parse(readText(fileSystem, 'vm.img/info.json')) as Record<string, unknown>;
+  t.is(top['virtual-size'], 4 * CLUSTER);
+  t.is(top.filename, '/images/vm.img');
+  t.is(top.format, 'memory');
+  t.is(readText(fileSystem, 'vm.img/info.json'), readText(fileSystem, 'vm.img/layers/0-vm.img/info.json'));
+  const below = JSON.parse(readText(fileSystem, 'vm.img/layers/1-base.img/info.json')) as Record<string, unknown>;
+  t.is(below.filename, '/images/base.img');
+});
+
+test('info.json, stats.json and error.json are as long as their size says', (t) => {
+  const { fileSystem } = mount();
+  for (const name of ALL_FILES.filter((file) => /(info|stats|error)\.json$/.test(file))) {
+    const { size } = fileSystem.attributes(walk(fileSystem, name));
+    t.is(Buffer.byteLength(readText(fileSystem, name)), size, name);
+    t.true(size > 0, name);
+    t.true(readText(fileSystem, name).endsWith('}\n'), name);
+  }
+});
+
+type Entry = { start: number; length: number; depth: number; present: boolean; zero: boolean; data: boolean };
+
+test('map.json tells of the chain, and that of a layer of its own allocation', (t) => {
+  const { fileSystem } = mount();
+  const brief = (name: string) =>
+    (JSON.parse(readText(fileSystem, name)) as Entry[]).map(
+      ({ start, length, depth, data, zero }) =>
+        `${start / CLUSTER}+${length / CLUSTER} ${depth} ${data ? 'data' : zero ? 'zero' : 'none'}`,
+    );
+  t.deepEqual(brief('vm.img/map.json'), ['0+1 1 data', '1+1 0 data', '2+1 1 data', '3+1 1 zero']);
+  t.deepEqual(
+    (JSON.parse(readText(fileSystem, 'vm.img/layers/0-vm.img/map.json')) as Entry[]).map((entry) => [
+      entry.start,
+      entry.length,
+      entry.data,
+    ]),
+    [
+      [0, CLUSTER, false],
+      [CLUSTER, CLUSTER, true],
+      [2 * CLUSTER, 2 * CLUSTER, false],
+    ],
+  );
+  t.deepEqual(
+    brief('vm.img/layers/1-base.img/map.json').filter((line) => line.endsWith('data')),
+    ['0+1 0 data', '2+1 0 data'],
+  );
+  t.is(readText(fileSystem, 'vm.img/map.json').split('\n').length, 5, 'one entry a line');
+  t.is(fileSystem.attributes(walk(fileSystem, 'vm.img/map.json')).size, 0);
+});
+
+test('stats.json counts in the names of BlockDeviceStats', (t) => {
+  const { fileSystem } = mount();
+  const disk = walk(fileSystem, 'vm.img/disk');
+  fileSystem.write(disk, 0, 0, pattern(1000, 0), 0, 1000, true);
+  fileSystem.read(disk, 0, 0, new Uint8Array(300), 0, 300);
+  t.deepEqual(JSON.parse(readText(fileSystem, 'vm.img/stats.json')), {
+    rd_bytes: 300,
+    wr_bytes: 1000 + CLUSTER,
+    unmap_bytes: 0,
+    rd_operations: 1,
+    wr_operations: 2,
+    flush_operations: 1,
+    unmap_operations: 0,
+    wr_highest_offset: 0,
+    failed_rd_operations: 0,
+    failed_wr_operations: 0,
+    failed_flush_operations: 0,
+  });
+});
+
+test('error.json says why an image could not be opened', (t) => {
+  t.deepEqual(JSON.parse(readText(mount().fileSystem, 'broken/error.json')), {
+    filename: 'broken',
+    code: 'INVALID_FORMAT',
+    message: 'Cannot open "broken"',
+  });
+});
+
+test('A text that one thread opened is read and released by another', (t) => {
+  const { fileSystem, another } = mount();
+  const ino = walk(fileSystem, 'vm.img/info.json');
+  const { handle } = fileSystem.open(ino, READ);
+  const other = another();
+  const target = Buffer.alloc(4096);
+  const count = other.read(ino, handle, 0, target, 0, 4096);
+  t.is((JSON.parse(target.toString('utf8', 0, count)) as { format: string }).format, 'memory');
+  other.release(ino, handle);
+  t.false(fs.existsSync(`/proc/self/fd/${handle}`));
+});
+
+test('The bound on open texts holds for all threads and files together', (t) => {
+  const { fileSystem, another } = mount();
+  const other = another();
+  const names = ['vm.img/info.json', 'vm.img/map.json', 'broken/error.json'];
+  const opened = Array.from({ length: OPEN_TEXTS_MAX }, (_, index) => {
+    const side = index % 2 === 0 ? fileSystem : other;
+    const ino = walk(side, names[index % 3] ?? '');
+    return { ino, handle: side.open(ino, READ).handle };
+  });
+  for (const side of [fileSystem, other]) {
+    for (const name of names)
+      t.is(
+        codeOf(() => side.open(walk(side, name), READ)),
+        'EMFILE',
+      );
+    t.notThrows(() => side.open(walk(side, 'vm.img/disk'), READ), 'disks do not count');
+  }
+  for (const { ino, handle } of opened) other.release(ino, handle);
+  t.is(
+    codeOf(() => readText(fileSystem, 'vm.img/info.json')),
+    'nothing thrown',
+  );
+});
+
+test('A change that one thread makes shows in the times that another tells', (t) => {
+  const { fileSystem, another } = mount();
+  const other = another();
+  const disk = walk(fileSystem, 'vm.img/disk');
+  t.is(other.attributes(disk).mtimeMs, MTIME_MS);
+  fileSystem.write(disk, 0, 0, pattern(1, 0), 0, 1, false);
+  t.is(other.attributes(disk).mtimeMs, fileSystem.attributes(disk).mtimeMs);
+  t.true(other.attributes(disk).mtimeMs > MTIME_MS);
+});
+
+function temporaryDirectory(t: ExecutionContext): string {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'imagefs-'));
+  t.teardown(() => fs.rmSync(directory, { recursive: true, force: true }));
+  return directory;
+}
+
+test('FileSystem.statistics() tells of the host file system that holds the image', (t) => {
+  const directory = temporaryDirectory(t);
+  const host = fs.statfsSync(directory);
+  const found = mount({}, directory).fileSystem.statistics();
+  t.is(found.blockSize, host.bsize);
+  t.is(found.blocks, host.blocks);
+  t.true(found.blocksFree > 0 && found.blocksFree <= found.blocks);
+  t.is(found.files, 16, 'five folders beside the eleven files');
+});
+
+test('FileSystem.statistics() answers when there is nothing to ask', (t) => {
+  const none = { blockSize: 4096, blocks: 0, blocksFree: 0 };
+  t.deepEqual(mount({}, '/nowhere/at/all').fileSystem.statistics(), { ...none, files: 16 });
+  const empty = createFileSystem(buildTree([], { singleImage: false, mountedMs: 0 }), [], OPTIONS);
+  t.deepEqual(empty.statistics(), { ...none, files: 1 });
+});
+
+test('createFileSystem() refuses nodes that do not belong to the plan', (t) => {
+  const layers = ['/a', '/b'].map((name) => ({ path: name, format: 'raw', readOnly: false, mode: 0o600, mtimeMs: 0 }));
+  const plan = buildTree([{ name: 'a', layers }], { singleImage: true, mountedMs: 0 });
+  const lonely: BlockNode = new MemoryNode({ size: CLUSTER });
+  for (const nodes of [[], [undefined], [lonely]]) {
+    t.throws(() => createFileSystem(plan, nodes, OPTIONS), { name: 'AssertionError' });
+  }
+});
