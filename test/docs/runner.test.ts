@@ -1,0 +1,96 @@
+import { spawnSync } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as os from 'node:os';
+import * as path from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import { readTap } from '../../scripts/tap';
+
+const ROOT = path.resolve(__dirname, '..', '..', '..');
+const RUNNER = path.join(ROOT, 'dist', 'scripts', 'run-tests.js');
+
+/** Runs test files with these bodies through the real runner; returns its output and exit code. */
+function runFiles(t: ExecutionContext, bodies: Record<string, string>, args: string[] = []) {
+  const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'imagefs-runner-'));
+  t.teardown(() => fs.rmSync(directory, { recursive: true, force: true }));
+  fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(directory, 'node_modules'));
+  const files = Object.entries(bodies).map(([name, body]) => {
+    const file = path.join(directory, `${name}.test.js`);
+    fs.writeFileSync(file, `const test = require('ava').default ?? require('ava');\n${body}\n`);
+    return file;
+  });
+  const run = spawnSync(process.execPath, [RUNNER, ...args, ...files], {
+    encoding: 'utf8',
+    env: { ...process.env, IMAGEFS_TEST_FILE_SECONDS: '5', TMPDIR: directory },
+  });
+  return { code: run.status, lines: run.stdout.trimEnd().split('\n'), output: run.stdout };
+}
+
+test('run-tests ends with the totals and exit code 0 when everything passed', (t) => {
+  const { code, lines } = runFiles(t, { good: `test('one', t => t.pass()); test('two', t => t.pass());` });
+  t.is(lines.at(-1), '2 passed, 0 failed');
+  t.is(code, 0);
+});
+
+test('run-tests counts failing tests and repeats their output at the end', (t) => {
+  const { code, lines, output } = runFiles(t, {
+    bad: `test('is good', t => t.pass()); test('is bad', t => { t.log('because'); t.is(1, 2); });`,
+  });
+  t.is(lines.at(-1), '1 passed, 1 failed');
+  t.is(code, 1);
+  const end = output.slice(output.indexOf('What failed:'));
+  t.regex(end, /is bad/);
+  t.regex(end, /because/);
+  t.regex(end, /t\.is\(\)/);
+});
+
+test('run-tests counts a crash, a file without tests and a killed file as failures', (t) => {
+  const { code, lines, output } = runFiles(t, {
+    crash: `test('stays', t => t.pass()); setTimeout(() => { throw new Error('out of the blue'); }, 10);
+            test('waits', async t => { await new Promise(() => setTimeout(() => {}, 2000)); });`,
+    empty: '',
+    killed: `test('dies', () => process.kill(process.pid, 'SIGKILL'));`,
+  });
+  const totals = /^(\d+) passed, (\d+) failed$/.exec(lines.at(-1) ?? '');
+  t.truthy(totals);
+  t.true(Number(totals![2]) >= 3);
+  t.is(code, 1);
+  for (const name of ['crash', 'empty', 'killed']) t.regex(output, new RegExp(`✖ .*${name}\\.test\\.js`));
+});
+
+test('run-tests stops a file that hangs, ends what it left behind and says so', (t) => {
+  const { code, lines, output } = runFiles(t, {
+    hangs: `test('hangs', async t => {
+      const child = require('child_process').spawn('sleep', ['600'], { detached: true, stdio: 'ignore' });
+      child.unref();
+      await new Promise(() => setInterval(() => {}, 1000));
+    });`,
+  });
+  t.is(code, 1);
+  t.is(lines.at(-1), '0 passed, 2 failed');
+  t.regex(output, /hangs\.test\.js: stopped: not finished after 5 s/);
+  const left = /left behind: process (\d+): sleep 600/.exec(output);
+  t.truthy(left);
+  // Ended: gone, or a zombie that nobody has collected yet.
+  const status = `/proc/${left![1]}/cmdline`;
+  t.true(!fs.existsSync(status) || fs.readFileSync(status, 'utf8') === '');
+});
+
+test('run-tests counts steps that failed before it', (t) => {
+  const { code, lines } = runFiles(t, { good: `test('one', t => t.pass());` }, ['--failed', 'lint: see above']);
+  t.is(lines.at(-1), '1 passed, 1 failed');
+  t.is(code, 1);
+});
+
+test('readTap() takes a report without its plan for a crash', (t) => {
+  const whole = 'TAP version 13\nok 1 - one\n\n1..1\n# tests 1\n# pass 1\n# fail 0\n';
+  t.deepEqual(readTap(whole, 0), { passed: 1, skipped: [], failures: [] });
+  t.is(readTap('TAP version 13\nok 1 - one\n', 1).failures.length, 1);
+  t.is(readTap('TAP version 13\nok 1 - one\n', 0).failures.length, 1);
+  t.is(readTap(whole, 1).failures.length, 1);
+  t.is(readTap('', null).failures.length, 1);
+});
+
+test('readTap() counts tests that never finished', (t) => {
+  const text = 'TAP version 13\nok 1 - one\n# 2 tests remaining in x.test.js\n\n1..3\n';
+  t.is(readTap(text, 1).failures.length, 2);
+});
