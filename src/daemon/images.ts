@@ -1,0 +1,108 @@
+/** All images of a mount, as the daemon's main thread holds them: opened in order, closed together. */
+import fs from 'node:fs';
+import path from 'node:path';
+import type { BlockNode } from '../block/node';
+import { type ImageDescriptor, type OpenImage, openImage } from '../block/open';
+import { BlockError, describeHostError } from '../errors';
+import { createTableCache } from '../shared/table-cache';
+import type { TreeImage, TreeLayer } from '../vfs/tree';
+import type { DaemonConfig, ImageSource } from './config';
+
+interface Entry {
+  source: ImageSource;
+  image?: OpenImage;
+  error?: { code: string; message: string };
+}
+
+export class MountedImages {
+  private constructor(private readonly entries: Entry[]) {}
+
+  /**
+   * Opens every image. One that cannot be opened does not stop the others, unless it is the only one.
+   * @param threads how many threads will use the images
+   */
+  static open(config: DaemonConfig, threads: number): MountedImages {
+    const cache = createTableCache(config.cacheSize);
+    let imageId = 0;
+    const entries = config.sources.map((source): Entry => {
+      try {
+        const image = openImage(source.path, {
+          readOnly: config.readOnly,
+          ...(source.format === undefined ? {} : { format: source.format }),
+          backing: config.backing,
+          growable: config.growable,
+          threads,
+          cache,
+          imageId,
+          lock: true,
+          forceShare: config.forceShare,
+        });
+        imageId = image.nextImageId;
+        return { source, image };
+      } catch (error) {
+        if (config.single || !(error instanceof BlockError)) throw error;
+        return { source, error: { code: error.code, message: error.message } };
+      }
+    });
+    return new MountedImages(entries);
+  }
+
+  /** One line for each image that could not be opened. */
+  get warnings(): string[] {
+    return this.entries.flatMap((entry) => (entry.error === undefined ? [] : [entry.error.message]));
+  }
+
+  /** This thread's top node of each image, in the order of `treeImages`. */
+  get nodes(): (BlockNode | undefined)[] {
+    return this.entries.map((entry) => entry.image?.node);
+  }
+
+  /** For other threads: `attachImage`. */
+  get descriptors(): (ImageDescriptor | undefined)[] {
+    return this.entries.map((entry) => entry.image?.describe());
+  }
+
+  treeImages(): TreeImage[] {
+    return this.entries.map(({ source, image, error }): TreeImage => {
+      const name = path.basename(source.path);
+      if (image !== undefined) return { name, layers: layersOf(image.node) };
+      return { name, error: error ?? { code: 'IO', message: `Cannot open "${source.path}"` } };
+    });
+  }
+
+  /** Flushes the writable ones. @returns a line for each failure */
+  flush(): string[] {
+    return this.forEachImage('flush', (image) => {
+      if (!image.node.readOnly) image.node.flush();
+    });
+  }
+
+  /** Final flush, need-check cleared, locks released. No other thread may use the images. @returns a line for each failure */
+  close(): string[] {
+    return this.forEachImage('close', (image) => image.close());
+  }
+
+  private forEachImage(action: string, act: (image: OpenImage) => void): string[] {
+    return this.entries.flatMap(({ source, image }) => {
+      try {
+        if (image !== undefined) act(image);
+        return [];
+      } catch (error) {
+        return [
+          error instanceof BlockError
+            ? error.message
+            : `Cannot ${action} "${source.path}": ${describeHostError(error)}`,
+        ];
+      }
+    });
+  }
+}
+
+function layersOf(top: BlockNode): TreeLayer[] {
+  const layers: TreeLayer[] = [];
+  for (let node: BlockNode | undefined = top; node !== undefined; node = node.backing) {
+    const { mode, mtimeMs } = fs.statSync(node.path);
+    layers.push({ path: path.resolve(node.path), format: node.format, readOnly: node.readOnly, mode, mtimeMs });
+  }
+  return layers;
+}

@@ -1,0 +1,174 @@
+/**
+ * A mount from the daemon's side.
+ *
+ *   start ──► serving ──► (kernel lets go) ──► flusher stops ──► images close ──► ended, exit code 0 or 1
+ *                │  ▲
+ *    leave()     ▼  │ busy: flush, say who holds it, try again
+ *             unmounting
+ *
+ *   a thread is lost: abandon the mount, flush nothing, ended with exit code 1 by force
+ *
+ * The main thread never touches the mount itself: with all workers busy it would wait for ever.
+ */
+import { BlockError } from '../errors';
+import type { MountOptions } from '../fuse/session';
+import { abandon, unmount } from '../fuse/unmount';
+import { logOf } from '../log';
+import type { ImageFileSystemOptions } from '../vfs/image-filesystem';
+import { buildTree } from '../vfs/tree';
+import type { DaemonConfig } from './config';
+import { Crew, FIRST_WORKER_THREAD } from './crew';
+import { busyMessage } from './holders';
+import { MountedImages } from './images';
+import type { Journal } from './journal';
+import type { LastWords } from './last-words';
+import { MountTable } from './mountinfo';
+
+const log = logOf('daemon:mount');
+
+/** Pause between two attempts to unmount a busy mount; each flushes what was written since. */
+const BUSY_RETRY_MS = 250;
+
+export type MountEnd =
+  /** Everything is on disk and released, or the messages were said; the process may end. */
+  | { kind: 'clean'; exitCode: number }
+  /** A thread is lost: other threads may wait for it for ever, so the process must be ended by force. */
+  | { kind: 'lost' };
+
+export class LiveMount {
+  /** The mount is gone and everything is done. */
+  readonly ended: Promise<MountEnd>;
+  private leaving = false;
+  private gone = false;
+  private failed = false;
+  private reportLost: (end: MountEnd) => void = () => {};
+
+  private constructor(
+    private readonly config: DaemonConfig,
+    private readonly images: MountedImages,
+    private readonly crew: Crew,
+    /** Our entry in the table of mounts; it keeps its number wherever the mount is moved. */
+    private readonly mountId: number | undefined,
+    private readonly say: (message: string) => void,
+    private readonly lastWords: LastWords,
+    letGo: Promise<void>,
+  ) {
+    const finished = letGo.then(() => this.finish());
+    const lost = new Promise<MountEnd>((resolve) => {
+      this.reportLost = resolve;
+    });
+    void crew.lost.then((reason) => this.fail(reason));
+    this.ended = Promise.race([finished, lost]);
+  }
+
+  get warnings(): string[] {
+    return this.images.warnings;
+  }
+
+  /** Opens the images, mounts and starts serving. Throws BlockError; then nothing is mounted or locked once the process has ended. */
+  static async start(config: DaemonConfig, journal: Journal, lastWords: LastWords): Promise<LiveMount> {
+    const workers = config.session === 'kernel' ? config.threads : 0;
+    const crew = new Crew(workers);
+    const images = MountedImages.open(config, FIRST_WORKER_THREAD + workers);
+    const { letGo } = await serve(config, images, crew);
+    const entry = MountTable.read().find(config.mountpoint);
+    const say = (message: string): void => journal.say(message);
+    return new LiveMount(config, images, crew, entry?.id, say, lastWords, letGo);
+  }
+
+  /**
+   * Unmounts as soon as nobody uses the mount. Until then it goes on working, and what is written is flushed at every attempt.
+   * Asking again changes nothing: there is no quicker way that would keep all data.
+   */
+  async leave(why: string): Promise<void> {
+    if (this.leaving) return;
+    this.leaving = true;
+    this.say(`${why}: unmounting "${this.config.mountpoint}"`);
+    let said = '';
+    while (!this.gone) {
+      const problems = [...this.images.flush(), ...(await this.tryUnmount())];
+      if (problems.length === 0) return;
+      const text = problems.join('; ');
+      if (text !== said) this.say(text);
+      said = text;
+      await new Promise((resolve) => setTimeout(resolve, BUSY_RETRY_MS));
+    }
+  }
+
+  /** @returns why it could not be unmounted; nothing when it was */
+  private async tryUnmount(): Promise<string[]> {
+    const table = MountTable.read();
+    const entry = table.entries.find(({ id }) => id === this.mountId);
+    if (this.gone) return [];
+    if (entry === undefined) return ['The mount is detached already; waiting until those who use it let go'];
+    if (table.find(entry.mountpoint)?.id !== entry.id)
+      return [`Another mount covers "${entry.mountpoint}"; waiting until it is gone`];
+    try {
+      await unmount(entry.mountpoint, false);
+      return [];
+    } catch (error) {
+      if (error instanceof BlockError && error.code === 'BUSY') return [busyMessage(entry, table)];
+      return [error instanceof Error ? error.message : String(error)];
+    }
+  }
+
+  /** The kernel has let go, no worker is left: the last flush. */
+  private async finish(): Promise<MountEnd> {
+    this.gone = true;
+    await this.crew.stopFlusher();
+    const problems = this.images.close();
+    for (const problem of problems) {
+      this.say(problem);
+      this.lastWords.say(problem);
+    }
+    log('closed with %d problems', problems.length);
+    return { kind: 'clean', exitCode: problems.length === 0 ? 0 : 1 };
+  }
+
+  /**
+   * Takes the mount away from its users: with a thread lost, some requests would never be answered. Nothing is flushed, because the lost
+   * thread may hold a lock; a crash loses no more than that (DESIGN, crash safety).
+   */
+  async fail(reason: string): Promise<void> {
+    if (this.failed) return;
+    this.failed = true;
+    this.gone = true;
+    const message = `${reason}; "${this.config.mountpoint}" is taken down, writes since the last flush may be lost`;
+    this.say(message);
+    this.lastWords.say(message);
+    try {
+      await abandon(this.config.mountpoint);
+    } catch (error) {
+      this.say(error instanceof Error ? error.message : String(error));
+    }
+    this.reportLost({ kind: 'lost' });
+  }
+}
+
+/** Mounts and sets all threads to work. @returns what settles when the kernel has let go of the mount */
+async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): Promise<{ letGo: Promise<void> }> {
+  const testing = config.testing ?? {};
+  const plan = buildTree(images.treeImages(), { singleImage: config.single, mountedMs: Date.now() });
+  const fileSystem: ImageFileSystemOptions = {
+    growable: config.growable,
+    readOnly: config.readOnly,
+    uid: process.getuid?.() ?? 0,
+    gid: process.getgid?.() ?? 0,
+  };
+  const { mountpoint, source, readOnly, allowOther, kernelCache, flags } = config;
+  const options: MountOptions = { mountpoint, source, readOnly, allowOther, kernelCache, flags };
+  const descriptors = images.descriptors;
+  crew.flushRegularly({ images: config.readOnly ? [] : descriptors.filter((image) => image !== undefined), testing });
+
+  // Only the session in use is loaded: fuse-native alone would cost a tenth of the time until the mount answers.
+  if (config.session === 'native') {
+    const { startNative } = await import('../fuse/native/session');
+    const { createFileSystem } = await import('../vfs/image-filesystem');
+    const session = await startNative(options, createFileSystem(plan, images.nodes, fileSystem));
+    return { letGo: session.ended };
+  }
+  const { mountKernel } = await import('../fuse/kernel/mount');
+  const deviceFd = await mountKernel(options);
+  crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve: { kernelCache, readOnly }, testing });
+  return { letGo: crew.workersEnded };
+}

@@ -1,0 +1,37 @@
+/** A FUSE worker: builds its own objects over the shared memory and descriptors, then serves requests until the mount is gone. */
+import { parentPort } from 'node:worker_threads';
+import { attachImage } from '../block/open';
+import { serveKernel } from '../fuse/kernel/serve';
+import { logOf } from '../log';
+import type { FileSystem } from '../vfs/filesystem';
+import { createFileSystem } from '../vfs/image-filesystem';
+import type { TestingConfig } from './config';
+import type { WorkerOrders } from './crew';
+
+const log = logOf('daemon:worker');
+
+function serve(orders: WorkerOrders): void {
+  const nodes = orders.images.map((image) => (image === undefined ? undefined : attachImage(image, orders.thread)));
+  const fileSystem = createFileSystem(orders.plan, nodes, orders.fileSystem);
+  log('thread %d serves', orders.thread);
+  serveKernel(orders.deviceFd, withTesting(fileSystem, orders.testing), orders.serve);
+  log('thread %d leaves: the mount is gone', orders.thread);
+}
+
+/** A way for tests to lose a worker in the middle of a request. */
+function withTesting(fileSystem: FileSystem, testing: TestingConfig): FileSystem {
+  const { workerDiesAtLookup } = testing;
+  if (workerDiesAtLookup === undefined) return fileSystem;
+  const lookup = fileSystem.lookup.bind(fileSystem);
+  fileSystem.lookup = (parent, name) => {
+    // In a worker this ends the thread, not the process, and no `catch` or `finally` runs: as after a crash.
+    if (name === workerDiesAtLookup) process.exit(70);
+    return lookup(parent, name);
+  };
+  return fileSystem;
+}
+
+parentPort?.once('message', (orders: WorkerOrders) => {
+  serve(orders);
+  parentPort?.close();
+});
