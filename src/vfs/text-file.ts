@@ -4,7 +4,7 @@
  * and the release, whichever thread served the open.
  */
 import * as fs from 'node:fs';
-import { hostError } from '../errors';
+import { hostError, isSystemError } from '../errors';
 import { memfdCreate } from '../system/memfd';
 import { divCeil, MIB } from '../units';
 import { type FileAttributes, FileError, type OpenedFile, type OpenFlags } from './filesystem';
@@ -72,7 +72,8 @@ export class TextFile implements VirtualFile {
       return { handle: this.makeText(), isDisk: false };
     } catch (error) {
       Atomics.sub(this.openTexts, 0, 1);
-      throw error instanceof FileError ? error : hostError(error, `Cannot make ${this.content.name}`);
+      if (error instanceof FileError || !isSystemError(error)) throw error;
+      throw hostError(error, `Cannot make ${this.content.name}`);
     }
   }
 
