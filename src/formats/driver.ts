@@ -36,10 +36,7 @@ export interface Reservation {
 }
 
 /** What guest clusters point to from now on. */
-export type Target =
-  | { kind: 'data'; offset: HostOffset }
-  | { kind: 'zero' }
-  | { kind: 'unallocated' };
+export type Target = { kind: 'data'; offset: HostOffset } | { kind: 'zero' } | { kind: 'unallocated' };
 
 export interface DriverCapabilities {
   /** Clusters with tables: reserve, publish and flush exist. Raw has none of them. */
@@ -70,8 +67,9 @@ export interface FormatDriver {
   /**
    * Sees to it that `guest` has a table which can take entries. Called *without* the lock: may allocate a table and do I/O
    * for it. Afterwards `publish` at `guest` answers `miss` at the most.
+   * @returns the slice to load first, after which it is called again; undefined when the table is there
    */
-  prepareTables(guest: GuestOffset): void;
+  prepareTables(guest: GuestOffset): TableSlice | undefined;
 
   /** Takes places for up to `length` bytes (whole clusters). Lock held exclusively; memory only. */
   reserve(length: number): Reservation;
@@ -79,10 +77,25 @@ export interface FormatDriver {
   /** Gives places of a reservation back that were never published. Lock held exclusively; memory only. */
   release(reservation: Reservation): void;
 
+  /** Called without the lock before a reserved place is written: the host file reaches at least to `end` afterwards. */
+  growHostFile(end: HostOffset): void;
+
   /**
    * Lets the clusters in `[guest, guest + length)` (whole clusters, inside one table slice) point to `target` and remembers
    * the places that they leave as dropped (DESIGN section 5, step 5). Lock held exclusively; memory only.
    * @returns the slice to load first when it is not in the cache (nothing was changed), else undefined
    */
   publish(guest: GuestOffset, length: number, target: Target): TableSlice | undefined;
+
+  /** The bit for "not cleanly closed" must be on disk before tables change: true for stand-alone QED images. */
+  readonly usesDirtyBit: boolean;
+
+  /** Writes the header (the caller syncs it). The meta mutex is held. */
+  writeHeader(fields: { dirty: boolean; virtualSize: number }): void;
+
+  /** Guest bytes that one table slice maps; `publish` takes ranges inside one such span. */
+  readonly sliceSpan: number;
+
+  /** Largest virtual size that the tables of this image can describe, bytes. */
+  readonly maxVirtualSize: number;
 }

@@ -56,6 +56,11 @@ export interface FormatModule {
   readHeader(storage: Storage): ImageHeader;
   /** Fills the shared state of a newly opened image (main thread, once): sizes, file end, need-check. Changes nothing on disk. */
   initState(header: ImageHeader, storage: Storage, state: ImageState): void;
+  /**
+   * What must be true on disk before the first write: bits cleared, an image that was not closed cleanly checked. Called
+   * once, after the lock is taken and before `initState`. May change the header object. Absent: nothing to do.
+   */
+  prepareWrite?(header: ImageHeader, storage: Storage): void;
   /** This thread's driver over the shared state. `imageId` keys the image's tables in the cache. */
   attach(header: ImageHeader, storage: Storage, state: ImageState, cache: TableCache, imageId: number): FormatDriver;
   /** Writes a new image into an empty storage. Absent: cannot be created. */

@@ -1,0 +1,46 @@
+/**
+ * Which files an image may name. An image is untrusted input: without this gate it could present any file of the host that
+ * its opener can read, say `/etc/shadow`, as a disk. A raw file shows its bytes as they are, so a *raw* backing file must
+ * lie in the image's own directory (or below it) unless the user says `--backing any`. Other formats show nothing that is
+ * not an image.
+ */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { BlockError } from '../errors';
+
+export type BackingGate = 'directory' | 'any';
+
+/** QEMU accepts `file:NAME`; any other prefix of letters names a protocol, which we do not have. */
+const PROTOCOL = /^[a-z][a-z0-9+.-]*:/i;
+
+/**
+ * Path of the backing file that `imagePath` names; relative names count from the image's directory.
+ * Throws UNSUPPORTED_FEATURE for `json:` and protocol names.
+ */
+export function resolveBackingName(imagePath: string, name: string): string {
+  const plain = name.startsWith('file:') ? name.slice('file:'.length) : name;
+  const protocol = PROTOCOL.exec(plain);
+  // As QEMU: a slash before the colon means that it is a path.
+  if (protocol !== null && !plain.slice(0, plain.indexOf(':')).includes('/')) {
+    throw new BlockError(
+      'UNSUPPORTED_FEATURE',
+      `Cannot open the backing file "${name}" of "${imagePath}": "${protocol[0]}" names are not supported, only files`,
+      { path: imagePath },
+    );
+  }
+  if (path.isAbsolute(plain)) return plain;
+  return imagePath.slice(0, imagePath.lastIndexOf('/') + 1) + plain;
+}
+
+/** Throws DENIED when a raw backing file lies outside the directory of the image that names it. Symbolic links resolved. */
+export function checkRawBacking(imagePath: string, backingPath: string, gate: BackingGate): void {
+  if (gate === 'any') return;
+  const directory = path.dirname(fs.realpathSync(imagePath));
+  const real = fs.realpathSync(backingPath);
+  if (real.startsWith(directory === '/' ? '/' : `${directory}/`)) return;
+  throw new BlockError(
+    'DENIED',
+    `Cannot open the raw backing file "${backingPath}" of "${imagePath}": it is outside the image's directory; allow it with --backing any`,
+    { path: backingPath },
+  );
+}

@@ -1,0 +1,149 @@
+/** An opened image as a `BlockNode`: bounds, read-only, the way down the backing chain, statistics. */
+import type { Below, Layer } from '../cluster/layer';
+import { BlockError } from '../errors';
+import type { ImageHeader } from '../formats/format';
+import type { Storage } from '../storage/storage';
+import type { BlockNode, BlockNodeStatistics, BlockStatus } from './node';
+
+export class ImageNode implements BlockNode, Below {
+  readonly format: string;
+  readonly path: string;
+  readonly readOnly: boolean;
+  readonly clusterSize: number;
+
+  constructor(
+    readonly header: ImageHeader,
+    readonly storage: Storage,
+    readonly layer: Layer,
+    readonly backing: ImageNode | undefined,
+  ) {
+    this.format = header.format;
+    this.path = storage.path;
+    this.readOnly = storage.readOnly;
+    this.clusterSize = header.clusterSize;
+  }
+
+  size(): number {
+    return this.layer.state.virtualSize;
+  }
+
+  read(offset: number, target: Uint8Array, at: number, length: number): void {
+    if (length === 0) return;
+    this.checkBounds('read', offset, length);
+    try {
+      this.layer.read(offset, target, at, length);
+    } catch (error) {
+      this.layer.state.count('failedReadOperations', 1);
+      throw error;
+    }
+    this.layer.state.countRead(length);
+  }
+
+  readBelow(guest: number, target: Uint8Array, at: number, length: number): void {
+    const inside = Math.max(0, Math.min(length, this.size() - guest));
+    if (inside > 0) this.layer.read(guest, target, at, inside);
+    if (inside < length) target.fill(0, at + inside, at + length);
+  }
+
+  write(offset: number, source: Uint8Array, at: number, length: number): void {
+    this.checkWritable();
+    if (length === 0) return;
+    this.checkBounds('write', offset, length);
+    try {
+      this.layer.write(offset, source, at, length);
+    } catch (error) {
+      this.layer.state.count('failedWriteOperations', 1);
+      throw error;
+    }
+    this.layer.state.countWrite(length, offset + length);
+  }
+
+  writeZeroes(offset: number, length: number): void {
+    this.checkWritable();
+    if (length === 0) return;
+    this.checkBounds('write', offset, length);
+    this.layer.writeZeroes(offset, length);
+    this.layer.state.count('unmapOperations', 1);
+    this.layer.state.count('unmapBytes', length);
+  }
+
+  allocate(offset: number, length: number): void {
+    this.checkWritable();
+    if (length === 0) return;
+    this.checkBounds('allocate', offset, length);
+    this.layer.allocate(offset, length);
+  }
+
+  flush(): void {
+    if (this.readOnly) return;
+    try {
+      this.layer.flush();
+    } catch (error) {
+      this.layer.state.count('failedFlushOperations', 1);
+      throw error;
+    }
+    this.layer.state.count('flushOperations', 1);
+  }
+
+  resize(size: number): void {
+    this.checkWritable();
+    if (!Number.isSafeInteger(size) || size % 512 !== 0) {
+      throw new BlockError('OUT_OF_BOUNDS', `Cannot resize "${this.path}" to ${size} bytes: not a multiple of 512`, { path: this.path });
+    }
+    if (size < this.size()) {
+      throw new BlockError('OUT_OF_BOUNDS', `Cannot shrink "${this.path}" from ${this.size()} to ${size} bytes`, { path: this.path });
+    }
+    this.layer.resize(size);
+  }
+
+  status(offset: number, length: number): BlockStatus {
+    this.checkBounds('map', offset, length);
+    let limit = length;
+    let depth = 0;
+    for (let node: ImageNode = this; ; node = node.backing, depth++) {
+      if (offset >= node.size()) {
+        // Past the end of a short backing file: zeroes, decided by the layer that is short.
+        return { length: limit, depth, present: false, zero: true, data: false };
+      }
+      limit = Math.min(limit, node.size() - offset);
+      const own = node.ownStatus(offset, limit);
+      if (own.present || node.backing === undefined) return { ...own, depth };
+      limit = own.length;
+    }
+  }
+
+  layerStatus(offset: number, length: number): BlockStatus {
+    this.checkBounds('map', offset, length);
+    return this.ownStatus(offset, length);
+  }
+
+  allocatedBytes(): number {
+    return this.storage.allocatedBytes();
+  }
+
+  statistics(): BlockNodeStatistics {
+    return this.layer.state.counters();
+  }
+
+  private ownStatus(offset: number, length: number): BlockStatus {
+    const status = this.layer.status(offset, length);
+    if (status.kind === 'data') {
+      return { length: status.length, depth: 0, present: true, zero: false, data: true, offset: status.offset };
+    }
+    return { length: status.length, depth: 0, present: status.kind === 'zero', zero: true, data: false };
+  }
+
+  private checkBounds(action: string, offset: number, length: number): void {
+    if (offset >= 0 && length > 0 && offset + length <= this.size()) return;
+    throw new BlockError(
+      'OUT_OF_BOUNDS',
+      `Cannot ${action} ${length} bytes at ${offset} of "${this.path}": the disk ends at ${this.size()}`,
+      { path: this.path, offset },
+    );
+  }
+
+  private checkWritable(): void {
+    if (!this.readOnly) return;
+    throw new BlockError('READ_ONLY', `Cannot write to "${this.path}": it is open read-only`, { path: this.path });
+  }
+}

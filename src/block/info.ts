@@ -1,0 +1,91 @@
+/** What there is to know about an image, in the words of `qemu-img info`: virtual file `info.json` and the command line. */
+import type { ImageHeader } from '../formats/format';
+import type { BlockNode } from './node';
+import { imageHeaderOf } from './open';
+
+/** Field names and their order are those of `qemu-img info --output=json`. */
+export interface ImageInfo {
+  'backing-filename-format'?: string;
+  'virtual-size': number;
+  filename: string;
+  'cluster-size'?: number;
+  format: string;
+  'actual-size': number;
+  'full-backing-filename'?: string;
+  'backing-filename'?: string;
+  'dirty-flag': boolean;
+}
+
+/** What `info` is made from. */
+export interface InfoSource {
+  path: string;
+  header: ImageHeader;
+  /** Bytes, now: an open disk may have grown. */
+  virtualSize: number;
+  /** Bytes that the host keeps for the file. */
+  actualSize: number;
+}
+
+/** The information about the top layer of `node`. */
+export function imageInfo(node: BlockNode): ImageInfo {
+  const header = imageHeaderOf(node);
+  return infoOf({ path: node.path, header, virtualSize: node.size(), actualSize: node.allocatedBytes() });
+}
+
+/** The same for an image of which only the header was read: its backing file may be missing. */
+export function infoOf(source: InfoSource): ImageInfo {
+  const { header, path } = source;
+  const { backing } = header;
+  return {
+    ...(backing?.format === undefined ? {} : { 'backing-filename-format': backing.format }),
+    'virtual-size': source.virtualSize,
+    filename: path,
+    ...(header.clusterSize === 0 ? {} : { 'cluster-size': header.clusterSize }),
+    format: header.format,
+    'actual-size': source.actualSize,
+    ...(backing === undefined
+      ? {}
+      : { 'full-backing-filename': backingPath(path, backing.name), 'backing-filename': backing.name }),
+    'dirty-flag': header.dirty,
+  };
+}
+
+/**
+ * Where a backing file is: a relative name counts from the directory of the image that names it. The text is put together
+ * and not normalised, as qemu-img shows it: `sub/../base.qed`.
+ */
+export function backingPath(imagePath: string, name: string): string {
+  return name.startsWith('/') ? name : imagePath.slice(0, imagePath.lastIndexOf('/') + 1) + name;
+}
+
+/** The lines of `qemu-img info`. */
+export function infoText(info: ImageInfo): string {
+  const lines = [
+    `image: ${info.filename}`,
+    `file format: ${info.format}`,
+    `virtual size: ${humanSize(info['virtual-size'])} (${info['virtual-size']} bytes)`,
+    `disk size: ${humanSize(info['actual-size'])}`,
+  ];
+  if (info['cluster-size'] !== undefined) lines.push(`cluster_size: ${info['cluster-size']}`);
+  if (info['dirty-flag']) lines.push('cleanly shut down: no');
+  const name = info['backing-filename'];
+  const full = info['full-backing-filename'];
+  if (name !== undefined) lines.push(`backing file: ${name}${full === name ? '' : ` (actual path: ${full})`}`);
+  if (info['backing-filename-format'] !== undefined)
+    lines.push(`backing file format: ${info['backing-filename-format']}`);
+  return `${lines.join('\n')}\n`;
+}
+
+const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB'];
+
+/** `580 KiB`, `1.4 GiB`: three digits, the unit such that less than 1000 of it are left, as qemu-img does. */
+export function humanSize(bytes: number): string {
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1000 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  // Number() drops the zeroes behind the point, as C's %g does.
+  return `${Number(value.toPrecision(3))} ${UNITS[unit]}`;
+}

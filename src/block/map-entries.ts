@@ -1,0 +1,73 @@
+/** Which parts of a disk are where: the entries of `qemu-img map --output=json` and of `map.json`. */
+import { GIB } from '../units';
+import type { BlockNode, BlockStatus } from './node';
+
+/** Field names and their order are those of `qemu-img map --output=json`. */
+export interface MapEntry {
+  /** Guest offset and length in bytes. */
+  start: number;
+  length: number;
+  /** Layer that decides: 0 is the image itself. */
+  depth: number;
+  present: boolean;
+  zero: boolean;
+  data: boolean;
+  /** Host offset in the file of that layer. */
+  offset?: number;
+}
+
+export interface GuestRange {
+  start: number;
+  length: number;
+}
+
+/** Bytes asked for at once; neighbours that agree are merged, so it does not show. */
+const STEP = GIB;
+
+/** Entries over the whole chain. The part of the range past the end of the disk is left out. */
+export function mapEntries(node: BlockNode, range: GuestRange): Generator<MapEntry> {
+  return merged(node, range, (start, length) => node.status(start, length));
+}
+
+/** Entries of this layer alone: what is not present here is decided by the layers below. */
+export function layerMapEntries(node: BlockNode, range: GuestRange): Generator<MapEntry> {
+  return merged(node, range, (start, length) => node.layerStatus(start, length));
+}
+
+function* merged(
+  node: BlockNode,
+  range: GuestRange,
+  statusAt: (start: number, length: number) => BlockStatus,
+): Generator<MapEntry> {
+  const end = Math.min(range.start + range.length, node.size());
+  let current: MapEntry | undefined;
+  let start = range.start;
+  while (start < end) {
+    const next = entryOf(start, statusAt(start, Math.min(STEP, end - start)));
+    if (current !== undefined && continues(current, next)) current.length += next.length;
+    else {
+      if (current !== undefined) yield current;
+      current = next;
+    }
+    start += next.length;
+  }
+  if (current !== undefined) yield current;
+}
+
+function entryOf(start: number, status: BlockStatus): MapEntry {
+  const { length, depth, present, zero, data, offset } = status;
+  const entry: MapEntry = { start, length, depth, present, zero, data };
+  if (offset !== undefined) entry.offset = offset;
+  return entry;
+}
+
+/** Same status, and the host bytes follow each other. */
+function continues(current: MapEntry, next: MapEntry): boolean {
+  const sameKind =
+    current.depth === next.depth &&
+    current.present === next.present &&
+    current.zero === next.zero &&
+    current.data === next.data;
+  if (!sameKind || (current.offset === undefined) !== (next.offset === undefined)) return false;
+  return current.offset === undefined || current.offset + current.length === next.offset;
+}

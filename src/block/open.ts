@@ -1,0 +1,201 @@
+/** Opening an image with its backing chain, and giving it to other threads. */
+import * as fs from 'node:fs';
+import { ClusterLayer } from '../cluster/cluster-layer';
+import { FlatLayer } from '../cluster/flat-layer';
+import { BlockError, hostError } from '../errors';
+import type { FormatModule, ImageHeader } from '../formats/format';
+import { formatByName, probeFormat } from '../formats/registry';
+import { logOf } from '../log';
+import { createImageState, ImageState, type ImageStateDescriptor, NEED_CHECK_SET } from '../shared/image-state';
+import { TableCache } from '../shared/table-cache';
+import { attachStorage } from '../storage/attach';
+import { FileStorage } from '../storage/file';
+import { lockImage, READER_LOCK, WRITER_LOCK } from '../storage/image-lock';
+import type { Storage, StorageDescriptor } from '../storage/storage';
+import { type BackingGate, checkRawBacking, resolveBackingName } from './gate';
+import { ImageNode } from './image-node';
+import type { BlockNode } from './node';
+
+/** Images in one chain, the top included. Our limit: QEMU has the same, and each layer costs a descriptor. */
+export const CHAIN_DEPTH_MAX = 200;
+
+export interface OpenOptions {
+  readOnly: boolean;
+  /** Format of the top image; probed when absent. */
+  format?: string;
+  /** May raw backing files lie outside the image's directory? */
+  backing: BackingGate;
+  /** How many threads will use the image: attachImage takes 0 … threads - 1. */
+  threads: number;
+  /** From createTableCache: one a mount, shared by its images. */
+  cache: SharedArrayBuffer;
+  /** First unused id in that cache; an image uses one for each layer of its chain. */
+  imageId: number;
+  /** Take QEMU's locks. */
+  lock: boolean;
+  /** Open the top image only: its backing file is not needed (`info`, `check`). */
+  withoutBacking?: boolean;
+}
+
+/** One layer as plain data; structured-cloneable. */
+interface LayerDescriptor {
+  storage: StorageDescriptor;
+  header: ImageHeader;
+  state: ImageStateDescriptor;
+  imageId: number;
+}
+
+/** What another thread needs to use an opened image; structured-cloneable. Top layer first. */
+export interface ImageDescriptor {
+  layers: LayerDescriptor[];
+  cache: SharedArrayBuffer;
+}
+
+export interface OpenImage {
+  /** This thread's top node; `node.backing` is the next layer. */
+  readonly node: BlockNode;
+  readonly nextImageId: number;
+  describe(): ImageDescriptor;
+  /**
+   * Call it when no other thread uses the image. Final flush, dirty bit cleared, locks released, descriptors closed. Throws a
+   * BlockError when the final flush failed; everything is released all the same.
+   */
+  close(): void;
+}
+
+const log = logOf('block');
+
+/** Opens the image and its chain: all of it or nothing. Called in the main thread. */
+export function openImage(path: string, options: OpenOptions): OpenImage {
+  const layers: LayerDescriptor[] = [];
+  const storages: FileStorage[] = [];
+  try {
+    openChain(path, options, layers, storages);
+  } catch (error) {
+    for (const storage of storages) storage.close();
+    throw error;
+  }
+  const descriptor: ImageDescriptor = { layers, cache: options.cache };
+  return openedImage(descriptor, storages, options.imageId + layers.length);
+}
+
+/** This thread's nodes over an image that the main thread opened. */
+export function attachImage(descriptor: ImageDescriptor, thread: number): BlockNode {
+  return attachChain(descriptor, thread, attachStorage);
+}
+
+/** As `attachImage` with storages of the caller's choice: tests put failing ones in between. */
+export function attachChain(descriptor: ImageDescriptor, thread: number, attach: (descriptor: StorageDescriptor) => Storage): ImageNode {
+  const cache = new TableCache(descriptor.cache);
+  let below: ImageNode | undefined;
+  for (let i = descriptor.layers.length - 1; i >= 0; i--) {
+    const { storage: storageDescriptor, header, state, imageId } = descriptor.layers[i];
+    const storage = attach(storageDescriptor);
+    const driver = formatByName(header.format).attach(header, storage, new ImageState(state, thread), cache, imageId);
+    const layer = driver.capabilities.clusters ? new ClusterLayer(driver, cache, imageId, below) : new FlatLayer(driver);
+    below = new ImageNode(header, storage, layer, below);
+  }
+  if (below === undefined) throw new Error('an image has at least one layer');
+  return below;
+}
+
+/** The flusher's work on one image: timed flushes, the dirty bit. Never throws: the next fsync tells what went wrong. */
+export function maintain(node: BlockNode, nowMs: number): void {
+  try {
+    asImage(node).layer.maintain(nowMs);
+  } catch (error) {
+    log('%s: timed flush failed: %s', node.path, error);
+  }
+}
+
+/** What the header says, with the dirty bit as it is now. */
+export function imageHeaderOf(node: BlockNode): ImageHeader {
+  const image = asImage(node);
+  if (image.readOnly) return image.header;
+  return { ...image.header, dirty: image.layer.state.needCheck === NEED_CHECK_SET };
+}
+
+/** Reads the header of an image without its backing chain: changes nothing, takes no lock. */
+export function probeImage(storage: Storage, format?: string): { module: FormatModule; header: ImageHeader; probed: boolean } {
+  const module = format === undefined ? probeFormat(storage) : formatByName(format);
+  return { module, header: module.readHeader(storage), probed: format === undefined };
+}
+
+function asImage(node: BlockNode): ImageNode {
+  if (!(node instanceof ImageNode)) throw new Error(`"${node.path}" is not an image node`);
+  return node;
+}
+
+function openChain(path: string, options: OpenOptions, layers: LayerDescriptor[], storages: FileStorage[]): void {
+  const seen = new Map<string, string>();
+  let next: { path: string; format?: string; overlay?: string } | undefined = { path, format: options.format };
+  while (next !== undefined) {
+    const current: { path: string; format?: string; overlay?: string } = next;
+    if (layers.length === CHAIN_DEPTH_MAX) {
+      throw new BlockError('LIMIT_EXCEEDED', `Cannot open "${path}": its backing chain has more than ${CHAIN_DEPTH_MAX} images`, { path });
+    }
+    const readOnly = options.readOnly || layers.length > 0;
+    const storage = openLayerFile(current, readOnly);
+    storages.push(storage);
+    refuseLoop(storage, current.overlay, seen);
+    const { module, header } = probeImage(storage, current.format);
+    if (current.overlay !== undefined && module.name === 'raw') checkRawBacking(current.overlay, current.path, options.backing);
+    if (options.lock) lockImage(storage.fd, current.path, readOnly ? READER_LOCK : WRITER_LOCK);
+    if (!readOnly) module.prepareWrite?.(header, storage);
+    const state = createImageState(options.threads, !readOnly);
+    module.initState(header, storage, new ImageState(state, 0));
+    layers.push({ storage: storage.describe(), header, state, imageId: options.imageId + layers.length });
+    next =
+      header.backing === undefined || options.withoutBacking === true
+        ? undefined
+        : { path: resolveBackingName(current.path, header.backing.name), format: header.backing.format, overlay: current.path };
+  }
+}
+
+function openLayerFile(layer: { path: string; overlay?: string }, readOnly: boolean): FileStorage {
+  try {
+    return FileStorage.open(layer.path, { readOnly });
+  } catch (error) {
+    if (layer.overlay === undefined || !(error instanceof BlockError)) throw error;
+    throw new BlockError(error.code, `Cannot open the backing file of "${layer.overlay}": ${error.message}`, {
+      path: layer.path,
+      cause: error.cause,
+    });
+  }
+}
+
+/** The same file twice in one chain is a loop, by whatever names. */
+function refuseLoop(storage: FileStorage, overlay: string | undefined, seen: Map<string, string>): void {
+  let key: string;
+  try {
+    const stat = fs.fstatSync(storage.fd, { bigint: true });
+    key = `${stat.dev}:${stat.ino}`;
+  } catch (error) {
+    throw hostError(error, `Cannot open "${storage.path}"`, { path: storage.path });
+  }
+  const before = seen.get(key);
+  if (before !== undefined) {
+    throw new BlockError('INVALID_FORMAT', `Cannot open "${before}": its backing chain is a loop, "${overlay}" names "${storage.path}" again`, {
+      path: storage.path,
+    });
+  }
+  seen.set(key, storage.path);
+}
+
+function openedImage(descriptor: ImageDescriptor, storages: FileStorage[], nextImageId: number): OpenImage {
+  const node = attachChain(descriptor, 0, attachStorage);
+  return {
+    node,
+    nextImageId,
+    describe: () => descriptor,
+    close() {
+      try {
+        node.layer.finish();
+      } finally {
+        const cache = new TableCache(descriptor.cache);
+        for (const { imageId } of descriptor.layers) cache.forget(imageId);
+        for (const storage of storages) storage.close();
+      }
+    },
+  };
+}

@@ -1,0 +1,72 @@
+/** A raw image: guest offset and host offset are the same. */
+import type { FormatDriver } from '../formats/driver';
+import type { ImageState } from '../shared/image-state';
+import { alignDown, SECTOR_SIZE } from '../units';
+import { refuseAfterFailure, sync } from './flush';
+import { FLUSH_DELAY_MS, type Layer, type LayerStatus } from './layer';
+
+export class FlatLayer implements Layer {
+  readonly state: ImageState;
+
+  constructor(private readonly driver: FormatDriver) {
+    this.state = driver.state;
+  }
+
+  read(guest: number, target: Uint8Array, at: number, length: number): void {
+    this.driver.storage.read(guest, target, at, length);
+  }
+
+  write(guest: number, source: Uint8Array, at: number, length: number): void {
+    try {
+      this.driver.storage.write(guest, source, at, length, 'data-write');
+    } finally {
+      this.state.markDataDirty();
+    }
+  }
+
+  writeZeroes(guest: number, length: number): void {
+    this.driver.storage.punch(guest, length, 'data-write');
+    this.state.markDataDirty();
+  }
+
+  allocate(guest: number, length: number): void {
+    this.driver.storage.allocate(guest, length, 'data-write');
+    this.state.markDataDirty();
+  }
+
+  flush(): void {
+    const { state, driver } = this;
+    state.flushGate.pass(() => {
+      refuseAfterFailure(driver);
+      state.dirtySince = 0;
+      if (state.takeDataDirty()) sync(driver, 'flush-data');
+    });
+  }
+
+  resize(size: number): void {
+    const { state, driver } = this;
+    state.growMutex.with(() => {
+      if (size <= state.virtualSize) return;
+      driver.storage.truncate(size, 'cluster-grow');
+      state.virtualSize = size;
+      state.markDataDirty();
+    });
+  }
+
+  status(guest: number, maxLength: number): LayerStatus {
+    const { storage } = this.driver;
+    const data = alignDown(storage.nextData(guest), SECTOR_SIZE);
+    if (data > guest) return { kind: 'zero', length: Math.min(maxLength, data - guest) };
+    const hole = storage.nextHole(guest);
+    const length = hole > guest ? Math.min(maxLength, hole - guest) : maxLength;
+    return { kind: 'data', length, offset: guest, writable: true };
+  }
+
+  maintain(nowMs: number): void {
+    if (this.state.dirtySince !== 0 && nowMs - this.state.dirtySince >= FLUSH_DELAY_MS) this.flush();
+  }
+
+  finish(): void {
+    this.flush();
+  }
+}

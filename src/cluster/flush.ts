@@ -1,0 +1,124 @@
+/**
+ * What a flush does, and in which order (DESIGN section 5):
+ *
+ *   1. under the image's lock: copies of the dirty table sectors, the list of dropped places. This is the flush's epoch.
+ *   2. fdatasync: the data of every entry in those copies is safe, and so are new tables, empty.
+ *      A crash before 3 leaks the new clusters and nothing more.
+ *   3. the copies are written, L2 before L1; fdatasync. A crash in between leaves any subset of the entries: each is
+ *      right by itself, because its data is safe (2) and what it named before is not reused yet (4).
+ *   4. only now the dropped places are free of the tables on disk. They are punched and handed out again once every request
+ *      that may still hold the old mapping has ended; until then they wait in the retired queue.
+ *
+ * One flush of an image runs at a time (FlushGate). A failed fdatasync is final: Linux reports lost pages once and then
+ * calls the rest good. A failed write of a table is not: the sectors stay dirty and the next flush writes them again.
+ */
+import { BlockError } from '../errors';
+import type { FormatDriver } from '../formats/driver';
+import type { DirtySpan, TableCache } from '../shared/table-cache';
+import type { StorageEvent } from '../storage/storage';
+
+/** The flush itself; the caller holds the flush gate and no lock. */
+export function flushImage(driver: FormatDriver, cache: TableCache, imageId: number): void {
+  const { state } = driver;
+  refuseAfterFailure(driver);
+  state.lock.lockExclusive();
+  let spans: DirtySpan[];
+  let drops: { offset: number; length: number }[];
+  let generation: number;
+  let dataDirty: boolean;
+  try {
+    state.dirtySince = 0;
+    dataDirty = state.takeDataDirty();
+    spans = state.dirtySlots > 0 ? cache.takeDirty(imageId) : [];
+    drops = state.dropped.count > 0 ? state.dropped.takeAll() : [];
+    generation = drops.length > 0 ? state.records.nextGeneration() : 0;
+  } finally {
+    state.lock.unlockExclusive();
+  }
+  if (dataDirty) sync(driver, 'flush-data');
+  if (spans.length > 0) writeTables(driver, cache, spans, drops);
+  if (drops.length > 0 || state.retired.count > 0) retire(driver, drops, generation);
+}
+
+/** Throws when a sync of this image has failed before: nothing that is written now could be promised. */
+export function refuseAfterFailure(driver: FormatDriver): void {
+  if (!driver.state.failed) return;
+  const { path } = driver.storage;
+  throw new BlockError(
+    'IO',
+    `Cannot flush "${path}": an earlier flush failed and the host may have lost data; unmount, check the image, mount it again`,
+    { path },
+  );
+}
+
+/** fdatasync; a failure is remembered for good. */
+export function sync(driver: FormatDriver, event: StorageEvent): void {
+  try {
+    driver.storage.sync(event);
+  } catch (error) {
+    driver.state.markFailed();
+    throw error;
+  }
+}
+
+function writeTables(driver: FormatDriver, cache: TableCache, spans: DirtySpan[], drops: { offset: number; length: number }[]): void {
+  const { state, storage } = driver;
+  let done = false;
+  try {
+    for (const level of [2, 1]) {
+      for (const span of spans) {
+        if (span.level !== level) continue;
+        storage.write(span.offset, span.bytes, 0, span.bytes.length, level === 2 ? 'l2-update' : 'l1-update');
+      }
+    }
+    sync(driver, 'flush-l2');
+    done = true;
+  } finally {
+    state.lock.lockExclusive();
+    try {
+      if (done) {
+        state.addDirtySlots(-cache.written(spans));
+      } else {
+        // Nobody knows which sectors reached the file: all of them stay dirty, and the dropped places stay named on disk.
+        cache.notWritten(spans);
+        for (const { offset, length } of drops) {
+          if (!state.dropped.add(offset, length, 0)) state.forgotten += length;
+        }
+        if (state.dirtySince === 0) state.dirtySince = Date.now();
+      }
+    } finally {
+      state.lock.unlockExclusive();
+    }
+  }
+}
+
+/** Step 4: frees what no request can hold any more, queues the rest. */
+function retire(driver: FormatDriver, drops: { offset: number; length: number }[], generation: number): void {
+  const { state, storage } = driver;
+  state.lock.lockExclusive();
+  let waiting: { offset: number; length: number; number: number }[];
+  try {
+    waiting = state.retired.takeAll();
+  } finally {
+    state.lock.unlockExclusive();
+  }
+  for (const { offset, length } of drops) waiting.push({ offset, length, number: generation });
+  for (const { offset, length, number } of waiting) {
+    let free = state.records.allEndedBefore(number);
+    if (free) {
+      try {
+        storage.punch(offset, length, 'cluster-free');
+        state.markDataDirty();
+      } catch {
+        free = false; // The space is not given back now; the next flush tries again. No data depends on it.
+      }
+    }
+    state.lock.lockExclusive();
+    try {
+      const kept = free ? state.free.add(offset, length) : state.retired.add(offset, length, number);
+      if (!kept) state.forgotten += length;
+    } finally {
+      state.lock.unlockExclusive();
+    }
+  }
+}

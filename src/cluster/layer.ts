@@ -1,0 +1,37 @@
+/**
+ * One image file of a chain, as the block layer uses it: `ClusterLayer` for formats with tables, `FlatLayer` for raw.
+ * Ranges are inside the disk; the block layer has checked that. Every method may be called from any thread.
+ */
+import type { Mapping } from '../formats/driver';
+import type { ImageState } from '../shared/image-state';
+
+/** What lies below a layer: its backing file. */
+export interface Below {
+  size(): number;
+  /** Reads `length` bytes at `guest`; zeroes past the end. */
+  readBelow(guest: number, target: Uint8Array, at: number, length: number): void;
+}
+
+export type LayerStatus = Exclude<Mapping, { kind: 'miss' }>;
+
+export interface Layer {
+  readonly state: ImageState;
+  read(guest: number, target: Uint8Array, at: number, length: number): void;
+  write(guest: number, source: Uint8Array, at: number, length: number): void;
+  writeZeroes(guest: number, length: number): void;
+  allocate(guest: number, length: number): void;
+  flush(): void;
+  /** Grows the disk to `size` bytes. */
+  resize(size: number): void;
+  /** Status of the run at `guest` in this layer alone; 0 < length <= maxLength. */
+  status(guest: number, maxLength: number): LayerStatus;
+  /** Work that waits for its time: called about once a second by the flusher. */
+  maintain(nowMs: number): void;
+  /** Last flush, dirty bit off, file cut to its end. No other thread uses the image any more. */
+  finish(): void;
+}
+
+/** A change is flushed at the latest after this time, milliseconds. */
+export const FLUSH_DELAY_MS = 5000;
+/** The dirty bit goes off this long after the last allocating write, milliseconds. */
+export const DIRTY_BIT_DELAY_MS = 5000;

@@ -1,0 +1,31 @@
+/** The formats. A new one is a folder and a line here. */
+import { BlockError } from '../errors';
+import type { Storage } from '../storage/storage';
+import type { FormatModule } from './format';
+import { qedFormat } from './qed/format';
+import { rawFormat } from './raw/format';
+
+export const FORMATS: readonly FormatModule[] = [qedFormat, rawFormat];
+
+/** Bytes that probing looks at. */
+const PROBE_BYTES = 512;
+
+export function formatNames(): string[] {
+  return FORMATS.map((format) => format.name);
+}
+
+/** @param name the word of qemu-img, e.g. `qed` */
+export function formatByName(name: string): FormatModule {
+  const format = FORMATS.find((candidate) => candidate.name === name);
+  if (format === undefined) {
+    throw new BlockError('UNSUPPORTED_FEATURE', `Unknown driver '${name}': the formats are ${formatNames().join(', ')}`);
+  }
+  return format;
+}
+
+/** Guesses the format from the first bytes; what looks like nothing else is raw. Untrusted: see the gate in `block/`. */
+export function probeFormat(storage: Storage): FormatModule {
+  const head = new Uint8Array(PROBE_BYTES);
+  const got = storage.read(0, head, 0, PROBE_BYTES);
+  return FORMATS.find((format) => format.probe(head.subarray(0, got))) ?? rawFormat;
+}

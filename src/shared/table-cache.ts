@@ -1,0 +1,331 @@
+/**
+ * The L2 cache: slices of mapping tables as they lie on disk, in shared memory, one cache for all images of a mount.
+ * L1 tables are cached the same way, so no table needs to fit into memory as a whole.
+ *
+ *   slot:  SLICE_BYTES of table, a state word, a mask of dirty 512-byte sectors, the key (image, host offset), the level
+ *
+ *   state word = version * 8 + state        free → loading → clean ⇄ dirty
+ *
+ * The cache is set-associative: a key may lie in any of the WAYS slots of one set, so there is no list to keep in order.
+ * Who may do what:
+ *   - look up and read: anyone. A slot can be evicted at any moment by a load for another image, so a reader remembers the
+ *     state word's version, reads, and asks `unchanged` before it believes what it read.
+ *   - change entries: with the image's lock held exclusively, after `claim` (a compare-and-swap against eviction).
+ *   - load and evict: under the cache mutex for the choice of the slot; the read from the file happens outside of it, in
+ *     state `loading`, and concurrent misses of one slice share it. Dirty slots are never evicted.
+ *   - write back: the flush of the image (one at a time): `takeDirty` copies under the image's lock, `written` or
+ *     `notWritten` afterwards under the image's lock. In between the slot stays `dirty`, so it cannot be evicted and reread
+ *     before the write has reached the file.
+ */
+import { BlockError } from '../errors';
+import { Mutex } from './mutex';
+
+/** A slice has at most 32 sectors, one bit each in the mask of dirty sectors. */
+export const SLICE_BYTES = 16 * 1024;
+const SECTOR = 512;
+const WAYS = 8;
+/** Smallest cache: 16 sets. */
+export const TABLE_CACHE_MIN_BYTES = 16 * WAYS * SLICE_BYTES;
+
+const FREE = 0;
+const LOADING = 1;
+const CLEAN = 2;
+const DIRTY = 3;
+
+const HEADER_BYTES = 64;
+const MUTEX = 0;
+const SLOTS = 1;
+const CLOCK = 2;
+const DIRTY_SLOTS = 3;
+const MISSES = 4;
+
+/** Tables nearer to the data are written first. */
+export type TableLevel = 1 | 2;
+
+/** Part of a table that a slot holds. */
+export interface TableSlice {
+  /** Host offset of the slice; a multiple of 512. */
+  offset: number;
+  length: number;
+  /** 2: entries name clusters (L2). 1: entries name L2 tables (L1). */
+  level: TableLevel;
+}
+
+/** What a flush writes: the changed sectors of one slot as they were when it began. */
+export interface DirtySpan {
+  slot: number;
+  mask: number;
+  level: TableLevel;
+  offset: number;
+  bytes: Uint8Array;
+}
+
+/** @param bytes bound of the memory for tables; at least TABLE_CACHE_MIN_BYTES are used */
+export function createTableCache(bytes: number): SharedArrayBuffer {
+  const sets = Math.max(16, Math.floor(bytes / (WAYS * SLICE_BYTES)));
+  const slots = sets * WAYS;
+  const buffer = new SharedArrayBuffer(HEADER_BYTES + slots * (32 + SLICE_BYTES));
+  new Int32Array(buffer)[SLOTS] = slots;
+  return buffer;
+}
+
+export class TableCache {
+  /** Entries of all slots: `slot * SLICE_BYTES / 4` is the first word of a slot. Little-endian on every host we run on. */
+  readonly words32: Uint32Array;
+  readonly bytes: Uint8Array;
+  private readonly header: Int32Array;
+  private readonly mutex: Mutex;
+  private readonly state: Int32Array;
+  private readonly mask: Int32Array;
+  private readonly image: Int32Array;
+  private readonly level: Int32Array;
+  private readonly used: Int32Array;
+  private readonly writing: Int32Array;
+  private readonly key: Float64Array;
+  private readonly slots: number;
+  private readonly sets: number;
+
+  constructor(readonly buffer: SharedArrayBuffer) {
+    this.header = new Int32Array(buffer, 0, HEADER_BYTES / 4);
+    this.mutex = new Mutex(this.header, MUTEX);
+    const slots = this.header[SLOTS];
+    this.slots = slots;
+    this.sets = slots / WAYS;
+    let at = HEADER_BYTES;
+    this.key = new Float64Array(buffer, at, slots);
+    at += slots * 8;
+    const ints = () => {
+      const view = new Int32Array(buffer, at, slots);
+      at += slots * 4;
+      return view;
+    };
+    this.state = ints();
+    this.mask = ints();
+    this.image = ints();
+    this.level = ints();
+    this.used = ints();
+    this.writing = ints();
+    this.bytes = new Uint8Array(buffer, at, slots * SLICE_BYTES);
+    this.words32 = new Uint32Array(buffer, at, (slots * SLICE_BYTES) / 4);
+  }
+
+  /**
+   * Slot that holds the slice at `offset` of `image`, or -1.
+   * @param hint slot where the caller found its last slice: looked at first
+   */
+  find(image: number, offset: number, hint: number): number {
+    if (this.key[hint] === offset && this.image[hint] === image && (Atomics.load(this.state, hint) & 7) >= CLEAN) {
+      const clock = this.header[CLOCK];
+      if (this.used[hint] !== clock) this.used[hint] = clock;
+      return hint;
+    }
+    const first = this.setOf(image, offset) * WAYS;
+    for (let slot = first; slot < first + WAYS; slot++) {
+      if (this.key[slot] === offset && this.image[slot] === image && (Atomics.load(this.state, slot) & 7) >= CLEAN) {
+        const clock = this.header[CLOCK];
+        if (this.used[slot] !== clock) this.used[slot] = clock;
+        return slot;
+      }
+    }
+    return -1;
+  }
+
+  /** Remember this before reading entries of the slot that `find` gave; then look again with `holds`. */
+  version(slot: number): number {
+    return Atomics.load(this.state, slot) >> 3;
+  }
+
+  /** Is the slot still what `find` said, at this version? Then everything read in between belongs to that slice. */
+  unchanged(slot: number, version: number, image: number, offset: number): boolean {
+    const state = Atomics.load(this.state, slot);
+    return state >> 3 === version && (state & 7) >= CLEAN && this.key[slot] === offset && this.image[slot] === image;
+  }
+
+  /**
+   * Makes the slot safe from eviction and marks `[from, from + length)` of it dirty; entries may be changed after it.
+   * The image's lock is held exclusively.
+   * @returns 1 when the slot became dirty, 0 when it was already, -1 when it was evicted: load it again
+   */
+  claim(slot: number, image: number, offset: number, from: number, length: number): number {
+    for (;;) {
+      const state = Atomics.load(this.state, slot);
+      const kind = state & 7;
+      if (kind < CLEAN || this.key[slot] !== offset || this.image[slot] !== image) return -1;
+      if (kind === DIRTY) {
+        Atomics.or(this.mask, slot, sectorMask(from, length));
+        return 0;
+      }
+      if (Atomics.compareExchange(this.state, slot, state, state + (DIRTY - CLEAN)) === state) {
+        Atomics.or(this.mask, slot, sectorMask(from, length));
+        Atomics.add(this.header, DIRTY_SLOTS, 1);
+        return 1;
+      }
+    }
+  }
+
+  /**
+   * Brings a slice into the cache; no lock of the image is held. Concurrent loads of one slice share one read.
+   * @param read reads the slice from the file
+   * @returns false when every slot of its set is dirty: flush, then try again
+   */
+  load(image: number, slice: TableSlice, read: (target: Uint8Array, at: number, length: number) => void): boolean {
+    const first = this.setOf(image, slice.offset) * WAYS;
+    let slot = -1;
+    for (;;) {
+      let busy = -1;
+      this.mutex.lock();
+      try {
+        const present = this.findAny(first, image, slice.offset);
+        if (present >= 0) {
+          if ((Atomics.load(this.state, present) & 7) >= CLEAN) return true;
+          busy = present;
+        } else {
+          slot = this.evict(first);
+          if (slot < 0) return false;
+          this.key[slot] = slice.offset;
+          this.image[slot] = image;
+          this.level[slot] = slice.level;
+          Atomics.add(this.header, MISSES, 1);
+          this.used[slot] = Atomics.add(this.header, CLOCK, 1) + 1;
+        }
+      } finally {
+        this.mutex.unlock();
+      }
+      if (busy < 0) break;
+      const state = Atomics.load(this.state, busy);
+      if ((state & 7) === LOADING) Atomics.wait(this.state, busy, state);
+    }
+    const loading = Atomics.load(this.state, slot);
+    let next = FREE;
+    try {
+      read(this.bytes, slot * SLICE_BYTES, slice.length);
+      next = CLEAN;
+    } finally {
+      if (next === FREE) this.key[slot] = -1;
+      Atomics.store(this.state, slot, loading - LOADING + next);
+      Atomics.notify(this.state, slot);
+    }
+    return true;
+  }
+
+  /** Copies of everything of `image` that differs from the file. The image's lock is held exclusively; one flush at a time. */
+  takeDirty(image: number): DirtySpan[] {
+    const spans: DirtySpan[] = [];
+    for (let slot = 0; slot < this.slots; slot++) {
+      if ((Atomics.load(this.state, slot) & 7) !== DIRTY || this.image[slot] !== image) continue;
+      const mask = Atomics.exchange(this.mask, slot, 0);
+      if (mask === 0) continue;
+      this.writing[slot] = 1;
+      const from = (31 - Math.clz32(mask & -mask)) * SECTOR;
+      const to = (32 - Math.clz32(mask)) * SECTOR;
+      const at = slot * SLICE_BYTES;
+      const bytes = new Uint8Array(to - from);
+      bytes.set(this.bytes.subarray(at + from, at + to));
+      spans.push({ slot, mask, level: this.level[slot] as TableLevel, offset: this.key[slot] + from, bytes });
+    }
+    return spans;
+  }
+
+  /** The spans are in the file. The image's lock is held exclusively. @returns how many slots are clean now */
+  written(spans: DirtySpan[]): number {
+    let cleaned = 0;
+    for (const { slot } of spans) {
+      this.writing[slot] = 0;
+      if (Atomics.load(this.mask, slot) !== 0) continue;
+      Atomics.sub(this.state, slot, DIRTY - CLEAN);
+      cleaned++;
+    }
+    Atomics.sub(this.header, DIRTY_SLOTS, cleaned);
+    return cleaned;
+  }
+
+  /** The spans could not be written: they stay dirty. The image's lock is held exclusively. */
+  notWritten(spans: DirtySpan[]): void {
+    for (const { slot, mask } of spans) {
+      this.writing[slot] = 0;
+      Atomics.or(this.mask, slot, mask);
+    }
+  }
+
+  /** More than half of the cache is dirty: time for a flush. */
+  get halfDirty(): boolean {
+    return Atomics.load(this.header, DIRTY_SLOTS) > this.slots / 2;
+  }
+
+  /** Slices loaded so far, for statistics. */
+  get misses(): number {
+    return Atomics.load(this.header, MISSES);
+  }
+
+  get capacity(): number {
+    return this.slots;
+  }
+
+  /** Forgets every slice of `image`; nobody uses the image any more. @returns dirty slots that were dropped */
+  forget(image: number): number {
+    let dropped = 0;
+    this.mutex.with(() => {
+      for (let slot = 0; slot < this.slots; slot++) {
+        const state = Atomics.load(this.state, slot);
+        if (this.image[slot] !== image || (state & 7) < CLEAN) continue;
+        if ((state & 7) === DIRTY) dropped++;
+        this.mask[slot] = 0;
+        this.key[slot] = -1;
+        Atomics.store(this.state, slot, nextVersion(state) + FREE);
+      }
+    });
+    Atomics.sub(this.header, DIRTY_SLOTS, dropped);
+    return dropped;
+  }
+
+  private setOf(image: number, offset: number): number {
+    // Offsets are multiples of 512 below 2^53; the product of small primes spreads neighbouring slices over the sets.
+    return (offset / SECTOR + Math.floor(offset / SLICE_BYTES) * 31 + image * 977) % this.sets;
+  }
+
+  /** The slot of this key in any state but free. The cache mutex is held. */
+  private findAny(first: number, image: number, offset: number): number {
+    for (let slot = first; slot < first + WAYS; slot++) {
+      if (this.key[slot] === offset && this.image[slot] === image && (Atomics.load(this.state, slot) & 7) !== FREE) return slot;
+    }
+    return -1;
+  }
+
+  /** Chooses a slot of the set and puts it into `loading`: a free one, else the clean one used longest ago. */
+  private evict(first: number): number {
+    for (;;) {
+      let best = -1;
+      let bestState = 0;
+      for (let slot = first; slot < first + WAYS; slot++) {
+        const state = Atomics.load(this.state, slot);
+        const kind = state & 7;
+        if (kind === FREE) {
+          Atomics.store(this.state, slot, nextVersion(state) + LOADING);
+          return slot;
+        }
+        if (kind !== CLEAN) continue;
+        if (best < 0 || ((this.used[slot] - this.used[best]) | 0) < 0) {
+          best = slot;
+          bestState = state;
+        }
+      }
+      if (best < 0) return -1;
+      // A writer may claim the slot at this moment: one of the two compare-and-swaps wins.
+      if (Atomics.compareExchange(this.state, best, bestState, nextVersion(bestState) + LOADING) === bestState) return best;
+    }
+  }
+}
+
+/** State word of the next version, state bits zero; versions wrap within 28 bits. */
+function nextVersion(state: number): number {
+  return (((state >> 3) + 1) & 0xfffffff) << 3;
+}
+
+/** Bits of the 512-byte sectors that `[from, from + length)` of a slice touches. */
+function sectorMask(from: number, length: number): number {
+  const first = Math.floor(from / SECTOR);
+  const last = Math.floor((from + length - 1) / SECTOR);
+  if (first < 0 || last > 31) throw new BlockError('IO', `table range ${from}+${length} is not inside a slice`);
+  const upTo = last === 31 ? -1 : (1 << (last + 1)) - 1;
+  return upTo & ~((1 << first) - 1);
+}
