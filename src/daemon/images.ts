@@ -30,12 +30,11 @@ export class MountedImages {
           readOnly: config.readOnly,
           ...(source.format === undefined ? {} : { format: source.format }),
           backing: config.backing,
-          growable: config.growable,
           threads,
           cache,
           imageId,
-          lock: true,
-          forceShare: config.forceShare,
+          // Sharing is asked for with read-only alone: then nothing of ours can harm the other side.
+          lock: !config.forceShare,
         });
         imageId = image.nextImageId;
         return { source, image };

@@ -90,4 +90,8 @@ function announce(config: DaemonConfig, mount: LiveMount, leave: (why: string) =
   parent.resume().unref();
 }
 
-void main();
+main().catch((error: unknown) => {
+  // A mistake of ours outside of every plan. Ending by force closes /dev/fuse: the mount is dead but nobody waits for it.
+  process.stderr.write(`imagefs: Internal error: ${error instanceof Error ? error.stack : String(error)}\n`);
+  exitNow(1);
+});

@@ -2,7 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { BlockError, hostError } from '../errors';
-import { probeFormat } from '../formats/registry';
+import { FORMATS } from '../formats/registry';
 import type { ImageSource } from './config';
 
 /** Bytes that a format is recognised by. */
@@ -88,7 +88,8 @@ function looksLikeImage(file: string): boolean {
     const fd = fs.openSync(file, 'r');
     try {
       const head = Buffer.alloc(PROBE_BYTES);
-      return probeFormat(head.subarray(0, fs.readSync(fd, head, 0, PROBE_BYTES, 0))) !== 'raw';
+      const length = fs.readSync(fd, head, 0, PROBE_BYTES, 0);
+      return FORMATS.some((format) => format.probe(head.subarray(0, length)));
     } finally {
       fs.closeSync(fd);
     }

@@ -1,0 +1,165 @@
+/** Real mounts through the built command, each in a directory of its own, taken down also when a test fails. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import type { ExecutionContext } from 'ava';
+import { isInside, MountTable } from '../../src/daemon/mountinfo';
+import { type DaemonProcess, daemonOf, findDaemons } from '../../src/daemon/processes';
+import { umount } from '../../src/system/mount';
+
+/** The project's directory, seen from dist/test/mount. */
+export const PROJECT = path.resolve(__dirname, '../../..');
+export const IMAGEFS = path.join(PROJECT, 'bin/imagefs');
+
+/** Issue: bad input is answered within a second. Measured generously, because the machine may be busy with other tests. */
+export const HANG_MS = 20_000;
+
+export interface Result {
+  code: number | null;
+  signal: NodeJS.Signals | null;
+  stdout: string;
+  stderr: string;
+}
+
+export interface RunOptions {
+  cwd?: string;
+  uid?: number;
+  gid?: number;
+  env?: NodeJS.ProcessEnv;
+}
+
+/** Runs a program without standard input to its end. It is killed when it hangs. */
+export function run(program: string, args: string[], options: RunOptions = {}): Promise<Result> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(program, args, {
+      ...options,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: HANG_MS,
+      killSignal: 'SIGKILL',
+    });
+    const output = { stdout: '', stderr: '' };
+    child.stdout.on('data', (data: Buffer) => (output.stdout += data.toString()));
+    child.stderr.on('data', (data: Buffer) => (output.stderr += data.toString()));
+    child.once('error', reject);
+    child.once('close', (code, signal) => resolve({ code, signal, ...output }));
+  });
+}
+
+export function imagefs(args: string[], options: RunOptions = {}): Promise<Result> {
+  return run(process.execPath, [IMAGEFS, ...args], options);
+}
+
+/** A directory for one test. Whatever is mounted in it at the end is taken down, and then it is removed. */
+export function workspace(t: ExecutionContext): string {
+  const directory = fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), 'imagefs-')));
+  t.teardown(() => {
+    takeDown(directory);
+    fs.rmSync(directory, { recursive: true, force: true });
+  });
+  return directory;
+}
+
+/** Kills the daemons of all mounts below and detaches them, newest first. Needs nothing of what is tested to work. */
+function takeDown(directory: string): void {
+  const table = MountTable.read();
+  const daemons = findDaemons();
+  for (const daemon of daemons.filter(({ mountpoint }) => isInside(mountpoint, directory))) kill(daemon.pid);
+  for (const entry of table.entries.reverse()) {
+    if (!isInside(entry.mountpoint, directory)) continue;
+    try {
+      umount(entry.mountpoint, { lazy: true });
+    } catch {
+      // Gone with its daemon.
+    }
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    // Ended meanwhile.
+  }
+}
+
+/** An empty directory in the workspace. */
+export function directory(workspaceDirectory: string, name = 'mnt'): string {
+  const made = path.join(workspaceDirectory, name);
+  fs.mkdirSync(made);
+  return made;
+}
+
+/** Makes an image with the command. */
+export async function createImage(
+  t: ExecutionContext,
+  file: string,
+  size: string | undefined,
+  options: string[] = [],
+): Promise<string> {
+  const format = path.extname(file) === '.qed' ? 'qed' : 'raw';
+  const result = await imagefs(['create', '-f', format, ...options, file, ...(size === undefined ? [] : [size])]);
+  t.is(result.code, 0, result.stderr);
+  return file;
+}
+
+/** Mounts; the test fails at once when that does not work. */
+export async function mount(t: ExecutionContext, args: string[], options: RunOptions = {}): Promise<DaemonProcess> {
+  const result = await imagefs(['mount', ...args], options);
+  t.deepEqual([result.code, result.stderr], [0, '']);
+  return daemonAt(t, args.at(-1) ?? '');
+}
+
+/** The process that serves a mountpoint. */
+export function daemonAt(t: ExecutionContext, mountpoint: string): DaemonProcess {
+  const entry = MountTable.read().find(mountpoint);
+  const daemon = entry === undefined ? undefined : daemonOf(entry, findDaemons());
+  if (daemon === undefined) {
+    t.fail(`nothing serves ${mountpoint}`);
+    throw new Error('unreachable');
+  }
+  return daemon;
+}
+
+export function isMounted(mountpoint: string): boolean {
+  return MountTable.read().find(mountpoint) !== undefined;
+}
+
+/** Waits for something that nobody announces. Fails the test when it does not come. */
+export async function until(t: ExecutionContext, what: string, condition: () => boolean): Promise<void> {
+  for (let waited = 0; !condition(); waited += 20) {
+    if (waited > HANG_MS) t.fail(`never came: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** Can the image be opened for writing again, by us as by anybody else? */
+export async function assertFree(t: ExecutionContext, image: string): Promise<void> {
+  const result = await imagefs(['check', image]);
+  t.is(result.code, 0, `${result.stdout}${result.stderr}`);
+  t.notRegex(result.stdout + result.stderr, /cleanly|lock/i);
+}
+
+/** A process that the test ends with; `ready` is printed by it. */
+export async function holder(t: ExecutionContext, script: string, options: RunOptions = {}): Promise<ChildProcess> {
+  const child = spawn(process.execPath, ['-e', `${script}; console.log('ready'); setInterval(() => {}, 1e6)`], {
+    ...options,
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  t.teardown(() => child.kill('SIGKILL'));
+  await new Promise((resolve) => child.stdout?.once('data', resolve));
+  return child;
+}
+
+/** True when the test may go on; otherwise it says why not, and fails where everything must run. */
+export function required(t: ExecutionContext, condition: boolean, reason: string): boolean {
+  if (condition) return true;
+  t.log(`not run: ${reason}`);
+  if (process.env.IMAGEFS_REQUIRE_ALL === '1') t.fail(reason);
+  else t.pass();
+  return false;
+}
+
+export function isRoot(): boolean {
+  return process.getuid?.() === 0;
+}

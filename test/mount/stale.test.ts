@@ -1,0 +1,97 @@
+import fs from 'node:fs';
+import path from 'node:path';
+import test from 'ava';
+import type { DaemonConfig, TestingConfig } from '../../src/daemon/config';
+import { launchDaemon } from '../../src/daemon/launch';
+import { isAlive } from '../../src/system/process';
+import { assertFree, createImage, daemonAt, directory, imagefs, isMounted, mount, run, until, workspace } from './cli';
+
+function configOf(image: string, mountpoint: string, log: string, testing: TestingConfig): DaemonConfig {
+  return {
+    mountpoint,
+    source: 'imagefs:test',
+    sources: [{ path: image }],
+    single: true,
+    readOnly: false,
+    threads: 4,
+    session: 'kernel',
+    cacheSize: 4 * 1024 * 1024,
+    backing: 'directory',
+    growable: false,
+    kernelCache: false,
+    allowOther: false,
+    forceShare: false,
+    flags: [],
+    foreground: false,
+    debug: false,
+    log,
+    testing,
+  };
+}
+
+test('a mount whose daemon was killed is shown as dead, detached and reused', async (t) => {
+  const dir = workspace(t);
+  const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
+  const mnt = directory(dir);
+  const { pid } = await mount(t, [image, mnt]);
+  fs.writeFileSync(path.join(mnt, 'disk'), 'x', { flag: 'r+' });
+  process.kill(pid, 'SIGKILL');
+  await until(t, 'the end of the daemon', () => !isAlive(pid));
+  t.throws(() => fs.statSync(mnt), { code: 'ENOTCONN' });
+
+  const list = await imagefs(['list', '--output', 'json']);
+  const entry = (JSON.parse(list.stdout) as { mountpoint: string }[]).find(({ mountpoint }) => mountpoint === mnt);
+  t.like(entry, { state: 'dead', pid: null, images: ['vm.qed'] } as object);
+
+  const again = await imagefs(['mount', image, mnt]);
+  t.deepEqual([again.code, again.stderr], [0, `imagefs: Detached a dead mount at "${mnt}"\n`]);
+  t.is((await imagefs(['umount', mnt])).code, 0);
+  t.false(isMounted(mnt));
+  await assertFree(t, image);
+});
+
+test('imagefs umount detaches a dead mount', async (t) => {
+  const dir = workspace(t);
+  const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
+  const mnt = directory(dir);
+  const { pid } = await mount(t, [image, mnt]);
+  process.kill(pid, 'SIGKILL');
+  await until(t, 'the end of the daemon', () => !isAlive(pid));
+  const { code, stderr } = await imagefs(['umount', mnt]);
+  t.deepEqual([code, stderr], [0, `imagefs: Detached a dead mount at "${mnt}"\n`]);
+  t.false(isMounted(mnt));
+});
+
+test('a worker that dies takes the mount down, releases it and says why', async (t) => {
+  const dir = workspace(t);
+  const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
+  const mnt = directory(dir);
+  const log = path.join(dir, 'log');
+  const { pid } = await launchDaemon(configOf(image, mnt, log, { workerDiesAtLookup: 'die' }), [image]);
+  fs.writeFileSync(path.join(mnt, 'disk'), 'x', { flag: 'r+' });
+  t.is(daemonAt(t, mnt).pid, pid);
+  // The request that the worker was serving is never answered by it: taking the mount down ends it. Asked by another process, so
+  // that this one could not hang.
+  const asked = await run('stat', [path.join(mnt, 'die')]);
+  t.not(asked.code, 0);
+  t.is(asked.signal, null);
+  await until(t, 'the end of the daemon', () => !isAlive(pid));
+  t.false(isMounted(mnt));
+  t.regex(fs.readFileSync(log, 'utf8'), /A worker thread has ended unexpectedly .* is taken down/);
+  await mount(t, [image, mnt]);
+  t.is((await imagefs(['umount', mnt])).code, 0);
+  await assertFree(t, image);
+});
+
+test('a flusher that dies takes the mount down; a waiting umount reports it', async (t) => {
+  const dir = workspace(t);
+  const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
+  const mnt = directory(dir);
+  const log = path.join(dir, 'log');
+  const trigger = path.join(dir, 'trigger');
+  const { pid } = await launchDaemon(configOf(image, mnt, log, { flusherDiesAtFile: trigger }), [image]);
+  fs.writeFileSync(trigger, '');
+  await until(t, 'the end of the daemon', () => !isAlive(pid));
+  t.false(isMounted(mnt));
+  t.regex(fs.readFileSync(log, 'utf8'), /A flusher thread has ended unexpectedly/);
+});
