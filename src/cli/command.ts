@@ -5,6 +5,8 @@ export interface Command {
   readonly summary: string;
   /** The whole text of `imagefs NAME --help`, with options, exit codes and one example. */
   readonly help: string;
+  /** Exit code for wrong words (default 2). The commands of qemu-img answer 1, as it does. */
+  readonly usageExit?: number;
   /**
    * @param args what follows the subcommand
    * @returns the exit code
