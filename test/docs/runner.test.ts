@@ -1,4 +1,4 @@
-import { spawnSync } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
@@ -8,8 +8,18 @@ import { readTap } from '../../scripts/tap';
 const ROOT = path.resolve(__dirname, '..', '..', '..');
 const RUNNER = path.join(ROOT, 'dist', 'scripts', 'run-tests.js');
 
+interface Run {
+  code: number;
+  lines: string[];
+  output: string;
+}
+
 /** Runs test files with these bodies through the real runner; returns its output and exit code. */
-function runFiles(t: ExecutionContext, bodies: Record<string, string>, args: string[] = []) {
+function runFiles(
+  t: ExecutionContext,
+  bodies: Record<string, string>,
+  { args = [], seconds = 100 }: { args?: string[]; seconds?: number } = {},
+): Promise<Run> {
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'imagefs-runner-'));
   t.teardown(() => fs.rmSync(directory, { recursive: true, force: true }));
   fs.symlinkSync(path.join(ROOT, 'node_modules'), path.join(directory, 'node_modules'));
@@ -18,21 +28,23 @@ function runFiles(t: ExecutionContext, bodies: Record<string, string>, args: str
     fs.writeFileSync(file, `const test = require('ava').default ?? require('ava');\n${body}\n`);
     return file;
   });
-  const run = spawnSync(process.execPath, [RUNNER, ...args, ...files], {
-    encoding: 'utf8',
-    env: { ...process.env, IMAGEFS_TEST_FILE_SECONDS: '5', TMPDIR: directory },
+  const env = { ...process.env, IMAGEFS_TEST_FILE_SECONDS: String(seconds), TMPDIR: directory };
+  return new Promise((resolve) => {
+    execFile(process.execPath, [RUNNER, ...args, ...files], { env }, (error, output) => {
+      const code = error === null ? 0 : Number(error.code);
+      resolve({ code, lines: output.trimEnd().split('\n'), output });
+    });
   });
-  return { code: run.status, lines: run.stdout.trimEnd().split('\n'), output: run.stdout };
 }
 
-test('run-tests ends with the totals and exit code 0 when everything passed', (t) => {
-  const { code, lines } = runFiles(t, { good: `test('one', t => t.pass()); test('two', t => t.pass());` });
+test('run-tests ends with the totals and exit code 0 when everything passed', async (t) => {
+  const { code, lines } = await runFiles(t, { good: `test('one', t => t.pass()); test('two', t => t.pass());` });
   t.is(lines.at(-1), '2 passed, 0 failed');
   t.is(code, 0);
 });
 
-test('run-tests counts failing tests and repeats their output at the end', (t) => {
-  const { code, lines, output } = runFiles(t, {
+test('run-tests counts failing tests and repeats their output at the end', async (t) => {
+  const { code, lines, output } = await runFiles(t, {
     bad: `test('is good', t => t.pass()); test('is bad', t => { t.log('because'); t.is(1, 2); });`,
   });
   t.is(lines.at(-1), '1 passed, 1 failed');
@@ -43,8 +55,8 @@ test('run-tests counts failing tests and repeats their output at the end', (t) =
   t.regex(end, /t\.is\(\)/);
 });
 
-test('run-tests counts a crash, a file without tests and a killed file as failures', (t) => {
-  const { code, lines, output } = runFiles(t, {
+test('run-tests counts a crash, a file without tests and a killed file as failures', async (t) => {
+  const { code, lines, output } = await runFiles(t, {
     crash: `test('stays', t => t.pass()); setTimeout(() => { throw new Error('out of the blue'); }, 10);
             test('waits', async t => { await new Promise(() => setTimeout(() => {}, 2000)); });`,
     empty: '',
@@ -57,17 +69,21 @@ test('run-tests counts a crash, a file without tests and a killed file as failur
   for (const name of ['crash', 'empty', 'killed']) t.regex(output, new RegExp(`✖ .*${name}\\.test\\.js`));
 });
 
-test('run-tests stops a file that hangs, ends what it left behind and says so', (t) => {
-  const { code, lines, output } = runFiles(t, {
-    hangs: `test('hangs', async t => {
+test('run-tests stops a file that hangs, ends what it left behind and says so', async (t) => {
+  const { code, lines, output } = await runFiles(
+    t,
+    {
+      hangs: `test('hangs', async t => {
       const child = require('child_process').spawn('sleep', ['600'], { detached: true, stdio: 'ignore' });
       child.unref();
       await new Promise(() => setInterval(() => {}, 1000));
     });`,
-  });
+    },
+    { seconds: 6 },
+  );
   t.is(code, 1);
   t.is(lines.at(-1), '0 passed, 2 failed');
-  t.regex(output, /hangs\.test\.js: stopped: not finished after 5 s/);
+  t.regex(output, /hangs\.test\.js: stopped: not finished after 6 s/);
   const left = /left behind: process (\d+): sleep 600/.exec(output);
   t.truthy(left);
   // Ended: gone, or a zombie that nobody has collected yet.
@@ -75,8 +91,12 @@ test('run-tests stops a file that hangs, ends what it left behind and says so', 
   t.true(!fs.existsSync(status) || fs.readFileSync(status, 'utf8') === '');
 });
 
-test('run-tests counts steps that failed before it', (t) => {
-  const { code, lines } = runFiles(t, { good: `test('one', t => t.pass());` }, ['--failed', 'lint: see above']);
+test('run-tests counts steps that failed before it', async (t) => {
+  const { code, lines } = await runFiles(
+    t,
+    { good: `test('one', t => t.pass());` },
+    { args: ['--failed', 'lint: see above'] },
+  );
   t.is(lines.at(-1), '1 passed, 1 failed');
   t.is(code, 1);
 });

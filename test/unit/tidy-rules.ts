@@ -43,8 +43,14 @@ export interface Import {
   typeOnly: boolean;
 }
 
+const parsed = new WeakMap<SourceText, ts.SourceFile>();
+
 function parse(file: SourceText): ts.SourceFile {
-  return ts.createSourceFile(file.path, file.text, ts.ScriptTarget.ES2022, true);
+  const known = parsed.get(file);
+  if (known !== undefined) return known;
+  const fresh = ts.createSourceFile(file.path, file.text, ts.ScriptTarget.ES2022, true);
+  parsed.set(file, fresh);
+  return fresh;
 }
 
 function walk(node: ts.Node, visit: (node: ts.Node) => void): void {
