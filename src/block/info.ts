@@ -26,6 +26,9 @@ export interface InfoSource {
   actualSize: number;
 }
 
+/** `nbd:...`, `json:...`: no path, and shown as it is. */
+const PROTOCOL = /^[a-z][a-z0-9+.-]*:/i;
+
 /** The information about the top layer of `node`. */
 export function imageInfo(node: BlockNode): ImageInfo {
   const header = imageHeaderOf(node);
@@ -55,6 +58,7 @@ export function infoOf(source: InfoSource): ImageInfo {
  * and not normalised, as qemu-img shows it: `sub/../base.qed`.
  */
 export function backingPath(imagePath: string, name: string): string {
+  if (PROTOCOL.test(name)) return name;
   return name.startsWith('/') ? name : imagePath.slice(0, imagePath.lastIndexOf('/') + 1) + name;
 }
 

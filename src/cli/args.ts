@@ -4,11 +4,16 @@ import { UsageError } from './command';
 
 type OptionSpecs = NonNullable<ParseArgsConfig['options']>;
 
+/** Options by their long names, and the rest in order. */
+type Words<T extends OptionSpecs> = ReturnType<
+  typeof parseArgs<{ args: string[]; options: T; allowPositionals: true; strict: true }>
+>;
+
 /**
  * Splits arguments into options and the rest; options may stand anywhere, `--` ends them.
  * @throws UsageError in the words of getopt: `unrecognized option '-z'`, `missing argument for option '-f'`
  */
-export function parseWords<T extends OptionSpecs>(args: string[], options: T) {
+export function parseWords<T extends OptionSpecs>(args: string[], options: T): Words<T> {
   try {
     return parseArgs({ args, options, allowPositionals: true, strict: true });
   } catch (error) {
@@ -28,11 +33,6 @@ function usageErrorOf(error: unknown): unknown {
     return new UsageError(`missing argument for option '${name}'`);
   }
   return error;
-}
-
-/** Names for messages: `-b, --backing`. */
-export function refuseOption(given: boolean | undefined, name: string, why: string): void {
-  if (given) throw new UsageError(`${name} is not supported: ${why}`);
 }
 
 /** The value of `--output`: the last one wins. */

@@ -3,16 +3,15 @@
  * backing file of an image unless its chain was asked for, so that a missing one stands in nobody's way.
  */
 import * as fs from 'node:fs';
-import { backingPath } from '../block/info';
+import { resolveBackingName } from '../block/gate';
+import { CHAIN_DEPTH_MAX, probeImage } from '../block/open';
 import { BlockError, hostError } from '../errors';
 import type { FormatModule, ImageHeader } from '../formats/format';
-import { formatByName, probeFormat } from '../formats/registry';
+import { formatByName } from '../formats/registry';
 import { FileStorage } from '../storage/file';
+import { lockImage, READER_LOCK, WRITER_LOCK } from '../storage/image-lock';
 import type { Storage, StorageEvent } from '../storage/storage';
 import { UsageError } from './command';
-
-/** Layers of a chain; ours, as for mounts. */
-const CHAIN_MAX = 200;
 
 export interface ImageFile {
   path: string;
@@ -39,12 +38,14 @@ export function onlyFile(positionals: string[]): string {
 /** Opens one image file, locked as QEMU does, for the time of `use`. */
 export function withImageFile<T>(path: string, options: FileOptions, use: (file: ImageFile) => T): T {
   // Before the file is opened: the message is about the word then.
-  const named = options.format === undefined ? undefined : formatByName(options.format);
+  if (options.format !== undefined) formatByName(options.format);
   const storage = FileStorage.open(path, { readOnly: options.readOnly });
   try {
-    if (!options.forceShare) lockStorage(storage, options.readOnly ? 'read' : 'write');
-    const module = named ?? probeFormat(storage);
-    return use({ path, storage, module, header: module.readHeader(storage) });
+    // A writer never shares, whatever is asked for.
+    if (!options.readOnly) lockImage(storage.fd, path, WRITER_LOCK);
+    else if (!options.forceShare) lockImage(storage.fd, path, READER_LOCK);
+    const { module, header } = probeImage(storage, options.format);
+    return use({ path, storage, module, header });
   } finally {
     storage.close();
   }
@@ -57,8 +58,10 @@ export function withChain<T>(path: string, options: FileOptions, use: (file: Ima
   let next: { path: string; format: string | undefined } | undefined = { path, format: options.format };
   while (next !== undefined) {
     const { path: current, format }: { path: string; format: string | undefined } = next;
-    if (results.length === CHAIN_MAX) {
-      throw new BlockError('LIMIT_EXCEEDED', `Backing chain of "${path}" has more than ${CHAIN_MAX} layers`, { path });
+    if (results.length === CHAIN_DEPTH_MAX) {
+      throw new BlockError('LIMIT_EXCEEDED', `Backing chain of "${path}" has more than ${CHAIN_DEPTH_MAX} layers`, {
+        path,
+      });
     }
     next = withImageFile(current, { ...options, format }, (file) => {
       if (!isNew(file.storage, seen)) {
@@ -68,7 +71,9 @@ export function withChain<T>(path: string, options: FileOptions, use: (file: Ima
       }
       results.push(use(file));
       const { backing } = file.header;
-      return backing === undefined ? undefined : { path: backingPath(current, backing.name), format: backing.format };
+      return backing === undefined
+        ? undefined
+        : { path: resolveBackingName(current, backing.name), format: backing.format };
     });
   }
   return results;
@@ -98,7 +103,7 @@ export function createImageFile(path: string, fill: (storage: Storage) => void):
       );
     }
     storage = new NewFileStorage({ kind: 'file', fd, path, readOnly: false, isBlockDevice: stat.isBlockDevice() });
-    lockStorage(storage, 'write');
+    lockImage(fd, path, WRITER_LOCK);
     fill(storage);
     done = true;
   } finally {
