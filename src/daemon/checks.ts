@@ -18,7 +18,7 @@ export async function checkMountpoint(named: string, say: (message: string) => v
   const entry = table.find(mountpoint);
   if (entry?.type === MOUNT_TYPE) {
     refuseLiveMount(entry, named);
-    await unmount(mountpoint, true);
+    await unmount(mountpoint, { lazy: true });
     say(`Detached a dead mount at "${named}"`);
     return checkMountpoint(mountpoint, say);
   }
@@ -95,19 +95,6 @@ export function checkOverlap(image: string, mountpoint: string, namedMountpoint:
     throw new BlockError('BUSY', `${action}: the mountpoint lies inside that directory; name one outside`, {
       path: image,
     });
-  }
-}
-
-/** The device through which the kernel talks to us. */
-export function checkFuseDevice(device = '/dev/fuse'): void {
-  try {
-    fs.accessSync(device, fs.constants.R_OK | fs.constants.W_OK);
-  } catch (error) {
-    const missing = errnoNameOf(error) === 'ENOENT';
-    const advice = missing
-      ? 'load the module (modprobe fuse), or give the container the device (--device /dev/fuse)'
-      : 'its mode must allow you to read and write it (chmod 0666 /dev/fuse, as udev sets it)';
-    throw hostError(error, `Cannot open "${device}" (${advice})`, { path: device });
   }
 }
 

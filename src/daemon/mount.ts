@@ -104,7 +104,7 @@ export class LiveMount {
     if (table.find(entry.mountpoint)?.id !== entry.id)
       return [`Another mount covers "${entry.mountpoint}"; waiting until it is gone`];
     try {
-      await unmount(entry.mountpoint, false);
+      await unmount(entry.mountpoint, { lazy: false });
       return [];
     } catch (error) {
       if (error instanceof BlockError && error.code === 'BUSY') return [busyMessage(entry, table)];
@@ -129,7 +129,7 @@ export class LiveMount {
    * Takes the mount away from its users: with a thread lost, some requests would never be answered. Nothing is flushed, because the lost
    * thread may hold a lock; a crash loses no more than that (DESIGN, crash safety).
    */
-  async fail(reason: string): Promise<void> {
+  fail(reason: string): void {
     if (this.failed) return;
     this.failed = true;
     this.gone = true;
@@ -137,7 +137,7 @@ export class LiveMount {
     this.say(message);
     this.lastWords.say(message);
     try {
-      await abandon(this.config.mountpoint);
+      abandon(this.config.mountpoint);
     } catch (error) {
       this.say(error instanceof Error ? error.message : String(error));
     }
@@ -168,7 +168,7 @@ async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): P
     return { letGo: session.ended };
   }
   const { mountKernel } = await import('../fuse/kernel/mount');
-  const deviceFd = await mountKernel(options);
+  const deviceFd = mountKernel(options);
   crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve: { kernelCache, readOnly }, testing });
   return { letGo: crew.workersEnded };
 }

@@ -1,9 +1,10 @@
 /** `imagefs mount`: checks everything that can be checked, then starts the daemon and waits until its mount answers. */
 import path from 'node:path';
-import { checkEmpty, checkFuseDevice, checkMountpoint, checkOverlap } from '../../daemon/checks';
+import { checkEmpty, checkMountpoint, checkOverlap } from '../../daemon/checks';
 import type { DaemonConfig } from '../../daemon/config';
 import { type LaunchedDaemon, launchDaemon } from '../../daemon/launch';
 import { collectSources } from '../../daemon/sources';
+import { checkDevice } from '../../fuse/preconditions';
 import { setIoFlusher } from '../../system/prctl';
 import { type Command, UsageError } from '../command';
 import { flushOutput, printError, printLine } from '../output';
@@ -62,7 +63,7 @@ export async function mountImages(
     checkOverlap(image, mountpoint, request.mountpoint);
   }
   checkEmpty(mountpoint, request.mountpoint);
-  checkFuseDevice();
+  checkDevice(request.mountpoint);
   if (request.checkOnly) return undefined;
 
   const { session, log, ...rest } = settings;

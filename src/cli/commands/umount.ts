@@ -65,7 +65,7 @@ async function umountOne(named: string, options: Options, say: Say): Promise<voi
   const entry = findMount(named);
   const daemon = daemonOf(entry, findDaemons());
   if (daemon === undefined) {
-    await unmount(entry.mountpoint, true);
+    await unmount(entry.mountpoint, { lazy: true });
     say(`Detached a dead mount at "${named}"`);
     return;
   }
@@ -122,7 +122,7 @@ async function letGo(entry: MountEntry, options: Options, say: Say): Promise<voi
   let said = false;
   for (;;) {
     try {
-      return await unmount(entry.mountpoint, options.lazy);
+      return await unmount(entry.mountpoint, { lazy: options.lazy });
     } catch (error) {
       if (!(error instanceof BlockError) || error.code !== 'BUSY') throw error;
       const message = busyMessage(entry, MountTable.read());
