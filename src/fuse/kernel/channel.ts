@@ -1,0 +1,167 @@
+/**
+ * One thread's end of /dev/fuse: a buffer for the request that is being served, a buffer for its reply, and the rule that a request
+ * gets exactly one reply. Nothing is allocated per request.
+ */
+import * as fs from 'node:fs';
+import { constants } from 'node:os';
+import { alignedBuffer } from '../../system/aligned-buffer';
+import { printLine, reportBug } from '../errno';
+import { MAX_REQUEST } from '../session';
+import { IN, IN_HEADER_BYTES, IO_IN, OUT, OUT_HEADER_BYTES, REQUEST_BYTES, REQUEST_BYTES_MIN } from './protocol';
+
+const { EIO } = constants.errno;
+
+const TWO_32 = 2 ** 32;
+
+/** Answers of `receive` beside a request's length, which is at least 40. */
+export const NOTHING = 0;
+export const ENDED = -1;
+
+export class Channel {
+  /** The request as it was read. The data of a WRITE, which follows its fixed part, lies at the start of a page. */
+  readonly request: Buffer;
+  /** The reply: header, then body from `OUT_HEADER_BYTES` on, which is the start of a page. */
+  readonly reply: Buffer;
+  private readonly request32: Uint32Array;
+  private readonly reply32: Uint32Array;
+  private readonly fd: number;
+  private answered = true;
+
+  constructor(fd: number) {
+    this.fd = fd;
+    this.request = alignedBuffer(REQUEST_BYTES, IO_IN.DATA);
+    this.reply = alignedBuffer(OUT_HEADER_BYTES + MAX_REQUEST, OUT_HEADER_BYTES);
+    this.request32 = words(this.request);
+    this.reply32 = words(this.reply);
+  }
+
+  /**
+   * Blocks until the kernel has a request.
+   * @returns its length; NOTHING when it must be asked again; ENDED when the mount is gone
+   */
+  receive(): number {
+    let length: number;
+    try {
+      length = fs.readSync(this.fd, this.request, 0, REQUEST_BYTES, null);
+    } catch (error) {
+      return afterFailedRead(error);
+    }
+    if (length < IN_HEADER_BYTES || this.u32(IN.LENGTH) !== length) return this.malformed(length);
+    const opcode = this.u32(IN.OPCODE);
+    this.answered = false;
+    if (opcode < REQUEST_BYTES_MIN.length && length < REQUEST_BYTES_MIN[opcode]) {
+      this.malformed(length);
+      this.answerError(EIO);
+      return NOTHING;
+    }
+    return length;
+  }
+
+  /** Field of the request; `at` is a multiple of 4. */
+  u32(at: number): number {
+    return this.request32[at / 4];
+  }
+
+  /** Field of the request, exact up to 2^53 - 1; what is more is at least 2^53, so it can be recognised. */
+  u64(at: number): number {
+    return this.request32[at / 4] + this.request32[at / 4 + 1] * TWO_32;
+  }
+
+  /** The name that begins at `at`, without its NUL. */
+  text(at: number, requestLength: number): string {
+    const end = this.request.indexOf(0, at);
+    return this.request.toString('utf8', at, end < 0 || end > requestLength ? requestLength : end);
+  }
+
+  /**
+   * Sends the first `bodyBytes` bytes of the reply's body as success.
+   * @returns false when the kernel no longer wants it: the caller was interrupted
+   */
+  answer(bodyBytes: number): boolean {
+    return this.send(OUT_HEADER_BYTES + bodyBytes, 0);
+  }
+
+  /** @param errno positive */
+  answerError(errno: number): void {
+    this.send(OUT_HEADER_BYTES, errno);
+  }
+
+  /** For requests that must not be answered. */
+  leaveUnanswered(): void {
+    this.answered = true;
+  }
+
+  /** For whatever happened while the request was served: the first reply counts. */
+  answerFailure(errno: number): void {
+    if (!this.answered) this.answerError(errno);
+  }
+
+  /** Called when a request has been served: somebody waits for a reply, so there must be one. */
+  finish(): void {
+    if (this.answered) return;
+    reportBug(new Error(`no reply to FUSE opcode ${this.u32(IN.OPCODE)}`));
+    this.answerError(EIO);
+  }
+
+  private send(length: number, errno: number): boolean {
+    if (this.answered) {
+      reportBug(new Error(`second reply to FUSE opcode ${this.u32(IN.OPCODE)}`));
+      return true;
+    }
+    this.answered = true;
+    const reply = this.reply32;
+    reply[OUT.LENGTH / 4] = length;
+    reply[OUT.ERROR / 4] = -errno;
+    reply[OUT.UNIQUE / 4] = this.request32[IN.UNIQUE / 4];
+    reply[OUT.UNIQUE / 4 + 1] = this.request32[IN.UNIQUE / 4 + 1];
+    try {
+      fs.writeSync(this.fd, this.reply, 0, length);
+      return true;
+    } catch (error) {
+      return this.afterRefusedReply(error, length);
+    }
+  }
+
+  /**
+   * ENOENT: the caller was interrupted, or the mount is going away; nobody waits. Anything else means that the kernel found the reply
+   * itself wrong or could not copy it. It has then ended the request with EIO, or it still waits: a bare EIO serves both.
+   */
+  private afterRefusedReply(error: unknown, length: number): boolean {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
+    if ((error as NodeJS.ErrnoException).code === 'ENODEV') return false;
+    reportBug(error);
+    if (length === OUT_HEADER_BYTES && this.reply32[OUT.ERROR / 4] === TWO_32 - EIO) return false;
+    this.reply32[OUT.LENGTH / 4] = OUT_HEADER_BYTES;
+    this.reply32[OUT.ERROR / 4] = -EIO;
+    try {
+      fs.writeSync(this.fd, this.reply, 0, OUT_HEADER_BYTES);
+    } catch {
+      // The first write ended the request.
+    }
+    return false;
+  }
+
+  private malformed(length: number): number {
+    printLine(`imagefs: malformed FUSE request of ${length} bytes, opcode ${this.u32(IN.OPCODE)}`);
+    return NOTHING;
+  }
+}
+
+/** The same memory as 32-bit words: V8 reads and writes them in place, without creating numbers. */
+function words(memory: Buffer): Uint32Array {
+  return new Uint32Array(memory.buffer, memory.byteOffset, Math.floor(memory.length / 4));
+}
+
+function afterFailedRead(error: unknown): number {
+  switch ((error as NodeJS.ErrnoException).code) {
+    case 'ENODEV':
+      return ENDED;
+    // ENOENT: the request was interrupted before it could be read.
+    case 'ENOENT':
+    case 'EINTR':
+    case 'EAGAIN':
+      return NOTHING;
+    default:
+      throw error;
+  }
+}

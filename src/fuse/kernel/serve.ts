@@ -1,0 +1,219 @@
+/**
+ * The loop of a worker thread: one request after the other, each served to its end. Read this file for the hot path; `operations.ts`
+ * has the rest.
+ *
+ * READ costs three system calls (the request, the image, the reply) and creates no garbage: the file system reads straight into the
+ * reply behind its header, and one write(2) sends both.
+ */
+import { constants } from 'node:os';
+import { logOf } from '../../log';
+import type { FileSystem } from '../../vfs/filesystem';
+import { errnoOf } from '../errno';
+import { type KernelServeOptions, MAX_REQUEST } from '../session';
+import { Channel, ENDED, NOTHING } from './channel';
+import { encodeWritten } from './codec';
+import {
+  serveCopyRange,
+  serveFallocate,
+  serveFsync,
+  serveGetAttributes,
+  serveInit,
+  serveLookup,
+  serveOpen,
+  serveOpenDirectory,
+  serveReadDirectory,
+  serveRelease,
+  serveSeek,
+  serveSetAttributes,
+  serveStatistics,
+} from './operations';
+import { IN, IO_IN, O_DSYNC, OPCODE, OUT_HEADER_BYTES } from './protocol';
+
+const log = logOf('fuse:kernel');
+
+const { EFBIG, EINVAL, EIO, ENOSYS, ENOTTY, EPERM, EROFS } = constants.errno;
+
+/**
+ * Serves requests on this thread until the mount is gone; then returns. Blocks in read(2) in between. Any number of threads may do so
+ * with one descriptor, each with its own `fileSystem` over the same shared state.
+ *
+ * @param fd as `mountKernel` returned it; stays open
+ */
+export function serveKernel(fd: number, fileSystem: FileSystem, options: KernelServeOptions): void {
+  new KernelServer(fd, fileSystem, options).run();
+}
+
+class KernelServer {
+  private readonly channel: Channel;
+  private readonly fileSystem: FileSystem;
+  private readonly options: KernelServeOptions;
+  private readonly trace = log.enabled;
+
+  constructor(fd: number, fileSystem: FileSystem, options: KernelServeOptions) {
+    this.channel = new Channel(fd);
+    this.fileSystem = fileSystem;
+    this.options = options;
+  }
+
+  run(): void {
+    for (;;) {
+      const length = this.channel.receive();
+      if (length === ENDED) return;
+      if (length !== NOTHING) this.serve(length);
+    }
+  }
+
+  private serve(length: number): void {
+    const { channel } = this;
+    const opcode = channel.u32(IN.OPCODE);
+    if (this.trace) log('opcode %d node %d length %d', opcode, channel.u64(IN.NODE), length);
+    try {
+      if (opcode === OPCODE.READ) this.read();
+      else if (opcode === OPCODE.WRITE) this.write(length);
+      else this.serveOther(opcode, length);
+    } catch (error) {
+      channel.answerFailure(errnoOf(error));
+    }
+    channel.finish();
+  }
+
+  private read(): void {
+    const { channel } = this;
+    const offset = channel.u64(IO_IN.OFFSET);
+    const size = channel.u32(IO_IN.SIZE);
+    if (size > MAX_REQUEST) {
+      channel.answerError(EINVAL);
+      return;
+    }
+    // Past what a number holds exactly there is no disk, only its end.
+    const got =
+      offset > Number.MAX_SAFE_INTEGER - MAX_REQUEST
+        ? 0
+        : this.fileSystem.read(
+            channel.u64(IN.NODE),
+            channel.u64(IO_IN.HANDLE),
+            offset,
+            channel.reply,
+            OUT_HEADER_BYTES,
+            size,
+          );
+    channel.answer(got);
+  }
+
+  private write(length: number): void {
+    const { channel } = this;
+    const offset = channel.u64(IO_IN.OFFSET);
+    const size = channel.u32(IO_IN.SIZE);
+    if (size > length - IO_IN.DATA) {
+      channel.answerError(EIO);
+      return;
+    }
+    if (offset > Number.MAX_SAFE_INTEGER - MAX_REQUEST) {
+      channel.answerError(EFBIG);
+      return;
+    }
+    // With direct I/O the kernel sends no FSYNC for O_SYNC, O_DSYNC and RWF_DSYNC: this flag is all we ever learn of them.
+    const sync = (channel.u32(IO_IN.FLAGS) & O_DSYNC) !== 0;
+    const written = this.fileSystem.write(
+      channel.u64(IN.NODE),
+      channel.u64(IO_IN.HANDLE),
+      offset,
+      channel.request,
+      IO_IN.DATA,
+      size,
+      sync,
+    );
+    channel.answer(encodeWritten(channel.reply, OUT_HEADER_BYTES, written));
+  }
+
+  private serveOther(opcode: number, length: number): void {
+    const { channel, fileSystem, options } = this;
+    switch (opcode) {
+      case OPCODE.INIT:
+        serveInit(channel, options, length);
+        break;
+      case OPCODE.LOOKUP:
+        serveLookup(channel, fileSystem, length);
+        break;
+      case OPCODE.GETATTR:
+        serveGetAttributes(channel, fileSystem);
+        break;
+      case OPCODE.SETATTR:
+        serveSetAttributes(channel, fileSystem);
+        break;
+      case OPCODE.OPEN:
+        serveOpen(channel, fileSystem, options);
+        break;
+      case OPCODE.RELEASE:
+        serveRelease(channel, fileSystem);
+        break;
+      case OPCODE.FSYNC:
+        serveFsync(channel, fileSystem);
+        break;
+      case OPCODE.OPENDIR:
+        serveOpenDirectory(channel, fileSystem);
+        break;
+      case OPCODE.READDIR:
+        serveReadDirectory(channel, fileSystem);
+        break;
+      case OPCODE.STATFS:
+        serveStatistics(channel, fileSystem);
+        break;
+      case OPCODE.FALLOCATE:
+        serveFallocate(channel, fileSystem);
+        break;
+      case OPCODE.LSEEK:
+        serveSeek(channel, fileSystem);
+        break;
+      case OPCODE.COPY_FILE_RANGE:
+        serveCopyRange(channel, fileSystem);
+        break;
+      default:
+        this.serveTrivial(opcode);
+    }
+  }
+
+  /** Operations whose answer depends on nothing. */
+  private serveTrivial(opcode: number): void {
+    const { channel } = this;
+    switch (opcode) {
+      // No reply. Node ids are inode numbers and stay valid without being counted. An interrupted request is served to its end, which
+      // is near; its reply is then refused with ENOENT.
+      case OPCODE.FORGET:
+      case OPCODE.BATCH_FORGET:
+      case OPCODE.INTERRUPT:
+      case OPCODE.NOTIFY_REPLY:
+        channel.leaveUnanswered();
+        return;
+      // FLUSH is close(2), not a flush: a disk promises that data is safe after fsync(2), and every `dd`, `losetup -d` or mere look at a
+      // file would otherwise pay for a full flush.
+      case OPCODE.FLUSH:
+      case OPCODE.RELEASEDIR:
+      case OPCODE.FSYNCDIR:
+      case OPCODE.DESTROY:
+        channel.answer(0);
+        return;
+      // The tree is fixed. On a read-only mount the kernel itself says EROFS first, in most cases.
+      case OPCODE.CREATE:
+      case OPCODE.MKNOD:
+      case OPCODE.MKDIR:
+      case OPCODE.UNLINK:
+      case OPCODE.RMDIR:
+      case OPCODE.RENAME:
+      case OPCODE.RENAME2:
+      case OPCODE.SYMLINK:
+      case OPCODE.LINK:
+        channel.answerError(this.options.readOnly ? EROFS : EPERM);
+        return;
+      case OPCODE.READLINK:
+        channel.answerError(EINVAL);
+        return;
+      case OPCODE.IOCTL:
+        channel.answerError(ENOTTY);
+        return;
+      // ACCESS, xattrs, locks, POLL and whatever comes: the kernel does it itself or tells its caller, and does not ask again.
+      default:
+        channel.answerError(ENOSYS);
+    }
+  }
+}
