@@ -88,10 +88,14 @@ export class ImageNode implements BlockNode, Below {
   resize(size: number): void {
     this.checkWritable();
     if (!Number.isSafeInteger(size) || size % 512 !== 0) {
-      throw new BlockError('OUT_OF_BOUNDS', `Cannot resize "${this.path}" to ${size} bytes: not a multiple of 512`, { path: this.path });
+      throw new BlockError('OUT_OF_BOUNDS', `Cannot resize "${this.path}" to ${size} bytes: not a multiple of 512`, {
+        path: this.path,
+      });
     }
     if (size < this.size()) {
-      throw new BlockError('OUT_OF_BOUNDS', `Cannot shrink "${this.path}" from ${this.size()} to ${size} bytes`, { path: this.path });
+      throw new BlockError('OUT_OF_BOUNDS', `Cannot shrink "${this.path}" from ${this.size()} to ${size} bytes`, {
+        path: this.path,
+      });
     }
     this.layer.resize(size);
   }
@@ -130,6 +134,8 @@ export class ImageNode implements BlockNode, Below {
     if (status.kind === 'data') {
       return { length: status.length, depth: 0, present: true, zero: false, data: true, offset: status.offset };
     }
+    if (status.kind === 'compressed')
+      return { length: status.length, depth: 0, present: true, zero: false, data: true, compressed: true };
     return { length: status.length, depth: 0, present: status.kind === 'zero', zero: true, data: false };
   }
 

@@ -15,6 +15,7 @@ export interface BlockStatus {
   data: boolean;
   /** Host offset in the file of the deciding layer, where data lies there as such. */
   offset?: number;
+  compressed?: boolean;
 }
 
 export interface BlockNodeStatistics {

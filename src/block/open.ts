@@ -33,6 +33,8 @@ export interface OpenOptions {
   imageId: number;
   /** Take QEMU's locks. */
   lock: boolean;
+  /** Open read-only beside a writer, taking no lock (qemu-img's -U): what is read may be inconsistent. */
+  forceShare?: boolean;
   /** Open the top image only: its backing file is not needed (`info`, `check`). */
   withoutBacking?: boolean;
 }
@@ -85,14 +87,20 @@ export function attachImage(descriptor: ImageDescriptor, thread: number): BlockN
 }
 
 /** As `attachImage` with storages of the caller's choice: tests put failing ones in between. */
-export function attachChain(descriptor: ImageDescriptor, thread: number, attach: (descriptor: StorageDescriptor) => Storage): ImageNode {
+export function attachChain(
+  descriptor: ImageDescriptor,
+  thread: number,
+  attach: (descriptor: StorageDescriptor) => Storage,
+): ImageNode {
   const cache = new TableCache(descriptor.cache);
   let below: ImageNode | undefined;
   for (let i = descriptor.layers.length - 1; i >= 0; i--) {
     const { storage: storageDescriptor, header, state, imageId } = descriptor.layers[i];
     const storage = attach(storageDescriptor);
     const driver = formatByName(header.format).attach(header, storage, new ImageState(state, thread), cache, imageId);
-    const layer = driver.capabilities.clusters ? new ClusterLayer(driver, cache, imageId, below) : new FlatLayer(driver);
+    const layer = driver.capabilities.clusters
+      ? new ClusterLayer(driver, cache, imageId, below)
+      : new FlatLayer(driver);
     below = new ImageNode(header, storage, layer, below);
   }
   if (below === undefined) throw new Error('an image has at least one layer');
@@ -116,7 +124,10 @@ export function imageHeaderOf(node: BlockNode): ImageHeader {
 }
 
 /** Reads the header of an image without its backing chain: changes nothing, takes no lock. */
-export function probeImage(storage: Storage, format?: string): { module: FormatModule; header: ImageHeader; probed: boolean } {
+export function probeImage(
+  storage: Storage,
+  format?: string,
+): { module: FormatModule; header: ImageHeader; probed: boolean } {
   const module = format === undefined ? probeFormat(storage) : formatByName(format);
   return { module, header: module.readHeader(storage), probed: format === undefined };
 }
@@ -132,15 +143,21 @@ function openChain(path: string, options: OpenOptions, layers: LayerDescriptor[]
   while (next !== undefined) {
     const current: { path: string; format?: string; overlay?: string } = next;
     if (layers.length === CHAIN_DEPTH_MAX) {
-      throw new BlockError('LIMIT_EXCEEDED', `Cannot open "${path}": its backing chain has more than ${CHAIN_DEPTH_MAX} images`, { path });
+      throw new BlockError(
+        'LIMIT_EXCEEDED',
+        `Cannot open "${path}": its backing chain has more than ${CHAIN_DEPTH_MAX} images`,
+        { path },
+      );
     }
     const readOnly = options.readOnly || layers.length > 0;
     const storage = openLayerFile(current, readOnly);
     storages.push(storage);
     refuseLoop(storage, current.overlay, seen);
     const { module, header } = probeImage(storage, current.format);
-    if (current.overlay !== undefined && module.name === 'raw') checkRawBacking(current.overlay, current.path, options.backing);
-    if (options.lock) lockImage(storage.fd, current.path, readOnly ? READER_LOCK : WRITER_LOCK);
+    if (current.overlay !== undefined && module.name === 'raw')
+      checkRawBacking(current.overlay, current.path, options.backing);
+    if (options.lock && !(readOnly && options.forceShare === true))
+      lockImage(storage.fd, current.path, readOnly ? READER_LOCK : WRITER_LOCK);
     if (!readOnly) module.prepareWrite?.(header, storage);
     const state = createImageState(options.threads, !readOnly);
     module.initState(header, storage, new ImageState(state, 0));
@@ -148,7 +165,11 @@ function openChain(path: string, options: OpenOptions, layers: LayerDescriptor[]
     next =
       header.backing === undefined || options.withoutBacking === true
         ? undefined
-        : { path: resolveBackingName(current.path, header.backing.name), format: header.backing.format, overlay: current.path };
+        : {
+            path: resolveBackingName(current.path, header.backing.name),
+            format: header.backing.format,
+            overlay: current.path,
+          };
   }
 }
 
@@ -175,9 +196,13 @@ function refuseLoop(storage: FileStorage, overlay: string | undefined, seen: Map
   }
   const before = seen.get(key);
   if (before !== undefined) {
-    throw new BlockError('INVALID_FORMAT', `Cannot open "${before}": its backing chain is a loop, "${overlay}" names "${storage.path}" again`, {
-      path: storage.path,
-    });
+    throw new BlockError(
+      'INVALID_FORMAT',
+      `Cannot open "${before}": its backing chain is a loop, "${overlay}" names "${storage.path}" again`,
+      {
+        path: storage.path,
+      },
+    );
   }
   seen.set(key, storage.path);
 }

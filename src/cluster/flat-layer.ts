@@ -39,7 +39,7 @@ export class FlatLayer implements Layer {
     state.flushGate.pass(() => {
       refuseAfterFailure(driver);
       state.dirtySince = 0;
-      if (state.takeDataDirty()) sync(driver, 'flush-data');
+      if (state.takeDataDirty()) sync(driver, driver.storage, 'flush-data');
     });
   }
 

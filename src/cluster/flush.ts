@@ -2,8 +2,9 @@
  * What a flush does, and in which order (DESIGN section 5):
  *
  *   1. under the image's lock: copies of the dirty table sectors, the list of dropped places. This is the flush's epoch.
- *   2. fdatasync: the data of every entry in those copies is safe, and so are new tables, empty.
- *      A crash before 3 leaks the new clusters and nothing more.
+ *   2. reference counts are written; fdatasync: the data of every entry in those copies is safe, it is counted, and new
+ *      tables are safe, empty. A crash before 3 leaks the new clusters and nothing more. Counts that went down did so in
+ *      step 4 of an earlier flush, so writing them now names nothing free that a table on disk still uses.
  *   3. the copies are written, L2 before L1; fdatasync. A crash in between leaves any subset of the entries: each is
  *      right by itself, because its data is safe (2) and what it named before is not reused yet (4).
  *   4. only now the dropped places are free of the tables on disk. They are punched and handed out again once every request
@@ -14,8 +15,15 @@
  */
 import { BlockError } from '../errors';
 import type { FormatDriver } from '../formats/driver';
-import type { DirtySpan, TableCache } from '../shared/table-cache';
-import type { StorageEvent } from '../storage/storage';
+import { logOf } from '../log';
+import type { DirtySpan, TableCache, TableLevel } from '../shared/table-cache';
+import type { Storage, StorageEvent } from '../storage/storage';
+
+const log = logOf('cluster');
+
+/** Tables nearer to the data first; reference counts come before all of them. */
+const ORDER: Record<TableLevel, number> = { refcount: 0, l2: 1, l1: 2 };
+const EVENT: Record<TableLevel, StorageEvent> = { refcount: 'refcount-update', l2: 'l2-update', l1: 'l1-update' };
 
 /** The flush itself; the caller holds the flush gate and no lock. */
 export function flushImage(driver: FormatDriver, cache: TableCache, imageId: number): void {
@@ -35,8 +43,7 @@ export function flushImage(driver: FormatDriver, cache: TableCache, imageId: num
   } finally {
     state.lock.unlockExclusive();
   }
-  if (dataDirty) sync(driver, 'flush-data');
-  if (spans.length > 0) writeTables(driver, cache, spans, drops);
+  writeTables(driver, cache, spans, drops, dataDirty);
   if (drops.length > 0 || state.retired.count > 0) retire(driver, drops, generation);
 }
 
@@ -52,49 +59,69 @@ export function refuseAfterFailure(driver: FormatDriver): void {
 }
 
 /** fdatasync; a failure is remembered for good. */
-export function sync(driver: FormatDriver, event: StorageEvent): void {
+export function sync(driver: FormatDriver, storage: Storage, event: StorageEvent): void {
   try {
-    driver.storage.sync(event);
+    storage.sync(event);
   } catch (error) {
     driver.state.markFailed();
     throw error;
   }
 }
 
-function writeTables(driver: FormatDriver, cache: TableCache, spans: DirtySpan[], drops: { offset: number; length: number }[]): void {
-  const { state, storage } = driver;
+function writeTables(
+  driver: FormatDriver,
+  cache: TableCache,
+  spans: DirtySpan[],
+  drops: { offset: number; length: number }[],
+  dataDirty: boolean,
+): void {
+  const { storage, data } = driver;
+  const counts = spans.filter((span) => span.level === 'refcount');
+  const tables = spans.filter((span) => span.level !== 'refcount').sort((a, b) => ORDER[a.level] - ORDER[b.level]);
   let done = false;
   try {
-    for (const level of [2, 1]) {
-      for (const span of spans) {
-        if (span.level !== level) continue;
-        storage.write(span.offset, span.bytes, 0, span.bytes.length, level === 2 ? 'l2-update' : 'l1-update');
-      }
-    }
-    sync(driver, 'flush-l2');
+    for (const span of counts) storage.write(span.offset, span.bytes, 0, span.bytes.length, 'refcount-update');
+    if (dataDirty && data !== storage) sync(driver, data, 'flush-data');
+    if (counts.length > 0 || (dataDirty && (data === storage || tables.length > 0)))
+      sync(driver, storage, 'flush-data');
+    for (const span of tables) storage.write(span.offset, span.bytes, 0, span.bytes.length, EVENT[span.level]);
+    if (tables.length > 0) sync(driver, storage, 'flush-l2');
     done = true;
   } finally {
-    state.lock.lockExclusive();
-    try {
-      if (done) {
-        state.addDirtySlots(-cache.written(spans));
-      } else {
-        // Nobody knows which sectors reached the file: all of them stay dirty, and the dropped places stay named on disk.
-        cache.notWritten(spans);
-        for (const { offset, length } of drops) {
-          if (!state.dropped.add(offset, length, 0)) state.forgotten += length;
-        }
-        if (state.dirtySince === 0) state.dirtySince = Date.now();
-      }
-    } finally {
-      state.lock.unlockExclusive();
+    if (!done || spans.length > 0) settle(driver, cache, spans, drops, dataDirty, done);
+  }
+}
+
+function settle(
+  driver: FormatDriver,
+  cache: TableCache,
+  spans: DirtySpan[],
+  drops: { offset: number; length: number }[],
+  dataDirty: boolean,
+  done: boolean,
+): void {
+  const { state } = driver;
+  state.lock.lockExclusive();
+  try {
+    if (done) {
+      state.addDirtySlots(-cache.written(spans));
+      return;
     }
+    // Nobody knows which sectors reached the file: all of them stay dirty, and the dropped places stay named on disk.
+    cache.notWritten(spans);
+    if (dataDirty) state.markDataDirty();
+    for (const { offset, length } of drops) {
+      if (!state.dropped.add(offset, length, 0)) state.forgotten += length;
+    }
+    if (state.dirtySince === 0) state.dirtySince = Date.now();
+  } finally {
+    state.lock.unlockExclusive();
   }
 }
 
 /** Step 4: frees what no request can hold any more, queues the rest. */
 function retire(driver: FormatDriver, drops: { offset: number; length: number }[], generation: number): void {
-  const { state, storage } = driver;
+  const { state } = driver;
   state.lock.lockExclusive();
   let waiting: { offset: number; length: number; number: number }[];
   try {
@@ -104,19 +131,18 @@ function retire(driver: FormatDriver, drops: { offset: number; length: number }[
   }
   for (const { offset, length } of drops) waiting.push({ offset, length, number: generation });
   for (const { offset, length, number } of waiting) {
-    let free = state.records.allEndedBefore(number);
-    if (free) {
+    if (state.records.allEndedBefore(number)) {
       try {
-        storage.punch(offset, length, 'cluster-free');
-        state.markDataDirty();
-      } catch {
-        free = false; // The space is not given back now; the next flush tries again. No data depends on it.
+        driver.giveBack(offset, length);
+        continue;
+      } catch (error) {
+        // The space is not given back now; the next flush tries again. No data depends on it.
+        log('%s: cannot free %d bytes at %d: %s', driver.storage.path, length, offset, error);
       }
     }
     state.lock.lockExclusive();
     try {
-      const kept = free ? state.free.add(offset, length) : state.retired.add(offset, length, number);
-      if (!kept) state.forgotten += length;
+      if (!state.retired.add(offset, length, number)) state.forgotten += length;
     } finally {
       state.lock.unlockExclusive();
     }

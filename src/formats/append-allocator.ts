@@ -43,6 +43,19 @@ export class AppendAllocator {
     if (!this.state.dropped.add(offset, length, 0)) this.state.forgotten += length;
   }
 
+  /** The place is nobody's: it gives its space back, reads zero, and may be taken. Without the lock. */
+  giveBack(offset: HostOffset, length: number): void {
+    const { state, storage } = this;
+    storage.punch(offset, length, 'cluster-free');
+    state.markDataDirty();
+    state.lock.lockExclusive();
+    try {
+      if (!state.free.add(offset, length)) state.forgotten += length;
+    } finally {
+      state.lock.unlockExclusive();
+    }
+  }
+
   /**
    * Lengths only go up while the image is open, and only under the mutex: no thread's write is ever cut off.
    * The new part is a hole and reads zero.
@@ -62,5 +75,19 @@ export class AppendAllocator {
     } finally {
       state.growMutex.unlock();
     }
+  }
+
+  /** Longer than it was at open only because we made it so. Not synced: after a crash the tail is back, as a leak. */
+  cutTail(): void {
+    const { state, storage } = this;
+    state.lock.lockExclusive();
+    try {
+      state.fileEnd = state.free.takeEndingAt(state.fileEnd);
+    } finally {
+      state.lock.unlockExclusive();
+    }
+    if (state.hostSize <= state.fileEnd) return;
+    storage.truncate(state.fileEnd, 'cluster-free');
+    state.hostSize = state.fileEnd;
   }
 }

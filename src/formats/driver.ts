@@ -23,13 +23,15 @@ export type Mapping =
   | { kind: 'zero'; length: number }
   /** Decided by the backing file; zeroes if there is none or it is shorter. */
   | { kind: 'unallocated'; length: number }
+  /** One cluster, or part of it, that only the driver can read: `readCompressed`. */
+  | { kind: 'compressed'; length: number; offset: HostOffset; bytes: number }
   /** The table that knows is not in the cache: load `slice` outside the lock and ask again. */
   | { kind: 'miss'; slice: TableSlice };
 
 /** Places in the image file that an allocating write fills before they are published. */
 export interface Reservation {
   offset: HostOffset;
-  /** Bytes, a whole number of clusters; may be less than asked for. */
+  /** Bytes, a whole number of granules; may be less than asked for. */
   length: number;
   /** The places read as zero now: beyond the end of the file since it was opened, or punched since. */
   fresh: boolean;
@@ -51,7 +53,12 @@ export interface FormatDriver {
   readonly capabilities: DriverCapabilities;
   /** Bytes; 0 for formats without clusters. */
   readonly clusterSize: number;
+  /** Bytes: the smallest unit that has a status of its own; a part of it that is written needs the rest copied. The cluster, or a subcluster. */
+  readonly granule: number;
+  /** The image file: header and tables. */
   readonly storage: Storage;
+  /** Where guest data lies: the image file itself, or an external data file. */
+  readonly data: Storage;
   readonly state: ImageState;
 
   /**
@@ -71,21 +78,36 @@ export interface FormatDriver {
    */
   prepareTables(guest: GuestOffset): TableSlice | undefined;
 
-  /** Takes places for up to `length` bytes (whole clusters). Lock held exclusively; memory only. */
-  reserve(length: number): Reservation;
+  /**
+   * Takes places for up to `length` bytes at `guest` (whole granules, inside one table slice). Lock held exclusively; memory only.
+   * @returns the reservation; or the slice to load first; or `prepare`: call `prepareTables` again, without the lock
+   */
+  reserve(guest: GuestOffset, length: number): Reservation | TableSlice | 'prepare';
 
   /** Gives places of a reservation back that were never published. Lock held exclusively; memory only. */
   release(reservation: Reservation): void;
+
+  /**
+   * A dropped place that no table on disk names and no request can hold any more: to be handed out again. Called without
+   * the lock, by the flush. Throws when it cannot be done now; the next flush tries again.
+   */
+  giveBack(offset: HostOffset, length: number): void;
+
+  /** Reads the whole cluster of a compressed mapping into `cluster` (clusterSize bytes). Absent: the format has none. */
+  readCompressed?(mapping: Extract<Mapping, { kind: 'compressed' }>, cluster: Uint8Array): void;
 
   /** Called without the lock before a reserved place is written: the host file reaches at least to `end` afterwards. */
   growHostFile(end: HostOffset): void;
 
   /**
-   * Lets the clusters in `[guest, guest + length)` (whole clusters, inside one table slice) point to `target` and remembers
+   * Lets the clusters in `[guest, guest + length)` (whole granules, inside one table slice) point to `target` and remembers
    * the places that they leave as dropped (DESIGN section 5, step 5). Lock held exclusively; memory only.
    * @returns the slice to load first when it is not in the cache (nothing was changed), else undefined
    */
   publish(guest: GuestOffset, length: number, target: Target): TableSlice | undefined;
+
+  /** The image is about to be closed and nobody uses it: gives back what it took at the end of the file and does not need. */
+  cutTail(): void;
 
   /** The bit for "not cleanly closed" must be on disk before tables change: true for stand-alone QED images. */
   readonly usesDirtyBit: boolean;

@@ -18,7 +18,10 @@ export function formatNames(): string[] {
 export function formatByName(name: string): FormatModule {
   const format = FORMATS.find((candidate) => candidate.name === name);
   if (format === undefined) {
-    throw new BlockError('UNSUPPORTED_FEATURE', `Unknown driver '${name}': the formats are ${formatNames().join(', ')}`);
+    throw new BlockError(
+      'UNSUPPORTED_FEATURE',
+      `Unknown driver '${name}': the formats are ${formatNames().join(', ')}`,
+    );
   }
   return format;
 }

@@ -70,7 +70,8 @@ export interface ImageStateDescriptor {
 }
 
 export function createImageState(threads: number, writable: boolean): ImageStateDescriptor {
-  const bytes = WORDS_BYTES + FLOATS_BYTES + recordsBytes(threads) + threads * LANE_FLOATS * 8 + (writable ? PLACES_BYTES : 0);
+  const bytes =
+    WORDS_BYTES + FLOATS_BYTES + recordsBytes(threads) + threads * LANE_FLOATS * 8 + (writable ? PLACES_BYTES : 0);
   return { buffer: new SharedArrayBuffer(bytes), threads, writable };
 }
 

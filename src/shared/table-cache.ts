@@ -39,15 +39,15 @@ const CLOCK = 2;
 const DIRTY_SLOTS = 3;
 const MISSES = 4;
 
-/** Tables nearer to the data are written first. */
-export type TableLevel = 1 | 2;
+/** What the entries of a table say: where clusters are, where L2 tables are, how often clusters are referenced. */
+export type TableLevel = 'l1' | 'l2' | 'refcount';
+const LEVELS: readonly TableLevel[] = ['l1', 'l2', 'refcount'];
 
 /** Part of a table that a slot holds. */
 export interface TableSlice {
   /** Host offset of the slice; a multiple of 512. */
   offset: number;
   length: number;
-  /** 2: entries name clusters (L2). 1: entries name L2 tables (L1). */
   level: TableLevel;
 }
 
@@ -184,7 +184,7 @@ export class TableCache {
           if (slot < 0) return false;
           this.key[slot] = slice.offset;
           this.image[slot] = image;
-          this.level[slot] = slice.level;
+          this.level[slot] = LEVELS.indexOf(slice.level);
           Atomics.add(this.header, MISSES, 1);
           this.used[slot] = Atomics.add(this.header, CLOCK, 1) + 1;
         }
@@ -221,7 +221,7 @@ export class TableCache {
       const at = slot * SLICE_BYTES;
       const bytes = new Uint8Array(to - from);
       bytes.set(this.bytes.subarray(at + from, at + to));
-      spans.push({ slot, mask, level: this.level[slot] as TableLevel, offset: this.key[slot] + from, bytes });
+      spans.push({ slot, mask, level: LEVELS[this.level[slot]], offset: this.key[slot] + from, bytes });
     }
     return spans;
   }
@@ -286,7 +286,8 @@ export class TableCache {
   /** The slot of this key in any state but free. The cache mutex is held. */
   private findAny(first: number, image: number, offset: number): number {
     for (let slot = first; slot < first + WAYS; slot++) {
-      if (this.key[slot] === offset && this.image[slot] === image && (Atomics.load(this.state, slot) & 7) !== FREE) return slot;
+      if (this.key[slot] === offset && this.image[slot] === image && (Atomics.load(this.state, slot) & 7) !== FREE)
+        return slot;
     }
     return -1;
   }
@@ -311,7 +312,8 @@ export class TableCache {
       }
       if (best < 0) return -1;
       // A writer may claim the slot at this moment: one of the two compare-and-swaps wins.
-      if (Atomics.compareExchange(this.state, best, bestState, nextVersion(bestState) + LOADING) === bestState) return best;
+      if (Atomics.compareExchange(this.state, best, bestState, nextVersion(bestState) + LOADING) === bestState)
+        return best;
     }
   }
 }

@@ -100,10 +100,14 @@ export class FaultyStorage implements Storage {
       }
       if (rule.once) this.rules.splice(this.rules.indexOf(rule), 1);
       const cause = Object.assign(new Error(`injected ${rule.errno}`), { code: rule.errno, syscall: event });
-      throw new BlockError(rule.errno === 'ENOSPC' ? 'NO_SPACE' : 'IO', `Cannot ${event} "${this.path}": injected ${rule.errno}`, {
-        path: this.path,
-        cause,
-      });
+      throw new BlockError(
+        rule.errno === 'ENOSPC' ? 'NO_SPACE' : 'IO',
+        `Cannot ${event} "${this.path}": injected ${rule.errno}`,
+        {
+          path: this.path,
+          cause,
+        },
+      );
     }
   }
 }

@@ -30,11 +30,22 @@ export class FileStorage implements Storage {
     }
     try {
       const stat = fs.fstatSync(fd);
-      if (stat.isDirectory()) throw new BlockError('INVALID_FORMAT', `Cannot open "${path}": it is a directory, not a disk image`, { path });
+      if (stat.isDirectory())
+        throw new BlockError('INVALID_FORMAT', `Cannot open "${path}": it is a directory, not a disk image`, { path });
       if (!stat.isFile() && !stat.isBlockDevice()) {
-        throw new BlockError('INVALID_FORMAT', `Cannot open "${path}": it is neither a regular file nor a block device`, { path });
+        throw new BlockError(
+          'INVALID_FORMAT',
+          `Cannot open "${path}": it is neither a regular file nor a block device`,
+          { path },
+        );
       }
-      return new FileStorage({ kind: 'file', fd, path, readOnly: options.readOnly, isBlockDevice: stat.isBlockDevice() });
+      return new FileStorage({
+        kind: 'file',
+        fd,
+        path,
+        readOnly: options.readOnly,
+        isBlockDevice: stat.isBlockDevice(),
+      });
     } catch (error) {
       fs.closeSync(fd);
       throw hostError(error, `Cannot open "${path}"`, { path });
@@ -79,7 +90,10 @@ export class FileStorage implements Storage {
     try {
       while (done < length) done += fs.writeSync(this.fd, source, at + done, length - done, offset + done);
     } catch (error) {
-      throw hostError(error, `Cannot write ${length} bytes at ${offset} of "${this.path}"`, { path: this.path, offset });
+      throw hostError(error, `Cannot write ${length} bytes at ${offset} of "${this.path}"`, {
+        path: this.path,
+        offset,
+      });
     }
   }
 
@@ -93,7 +107,10 @@ export class FileStorage implements Storage {
     } catch (error) {
       const name = errnoNameOf(error);
       if (name !== 'EOPNOTSUPP' && name !== 'EINVAL' && name !== 'ENOSYS') {
-        throw hostError(error, `Cannot zero ${inside} bytes at ${offset} of "${this.path}"`, { path: this.path, offset });
+        throw hostError(error, `Cannot zero ${inside} bytes at ${offset} of "${this.path}"`, {
+          path: this.path,
+          offset,
+        });
       }
     }
     // The host cannot punch (or the device wants other alignment): zeroes keep the promise, the space stays taken.
@@ -109,7 +126,10 @@ export class FileStorage implements Storage {
     } catch (error) {
       const name = errnoNameOf(error);
       if (name !== 'EOPNOTSUPP' && name !== 'ENOSYS') {
-        throw hostError(error, `Cannot allocate ${length} bytes at ${offset} of "${this.path}"`, { path: this.path, offset });
+        throw hostError(error, `Cannot allocate ${length} bytes at ${offset} of "${this.path}"`, {
+          path: this.path,
+          offset,
+        });
       }
       // Without fallocate only the size can be promised.
       if (this.size() < offset + length) this.truncate(offset + length, _event);
@@ -127,7 +147,9 @@ export class FileStorage implements Storage {
   truncate(size: number, _event: StorageEvent): void {
     if (this.isBlockDevice) {
       if (size <= this.size()) return;
-      throw new BlockError('NO_SPACE', `Cannot grow "${this.path}" to ${size} bytes: the device has ${this.size()}`, { path: this.path });
+      throw new BlockError('NO_SPACE', `Cannot grow "${this.path}" to ${size} bytes: the device has ${this.size()}`, {
+        path: this.path,
+      });
     }
     try {
       fs.ftruncateSync(this.fd, size);

@@ -37,7 +37,8 @@ export function lockImage(fd: number, path: string, request: LockRequest): void 
   const held: number[] = [];
   try {
     for (const byte of [...request.used.map((p) => USED + p), ...request.unshared.map((p) => UNSHARED + p)]) {
-      if (!tryLock(fd, 'read', byte, 1)) throw busy(path, byte >= UNSHARED ? byte - UNSHARED : byte - USED, byte >= UNSHARED);
+      if (!tryLock(fd, 'read', byte, 1))
+        throw busy(path, byte >= UNSHARED ? byte - UNSHARED : byte - USED, byte >= UNSHARED);
       held.push(byte);
     }
     // Ours first, others second: of two processes that come at the same moment at least one sees the other.

@@ -14,7 +14,12 @@ export class MemoryStorage implements Storage {
 
   /** @param capacity bytes; a write past it fails as a full disk does */
   static create(capacity: number, path = 'memory'): MemoryStorage {
-    return new MemoryStorage({ kind: 'memory', buffer: new SharedArrayBuffer(LENGTH_BYTES + capacity), path, readOnly: false });
+    return new MemoryStorage({
+      kind: 'memory',
+      buffer: new SharedArrayBuffer(LENGTH_BYTES + capacity),
+      path,
+      readOnly: false,
+    });
   }
 
   constructor(descriptor: Extract<StorageDescriptor, { kind: 'memory' }>) {
@@ -33,7 +38,8 @@ export class MemoryStorage implements Storage {
   }
 
   write(offset: number, source: Uint8Array, at: number, length: number, _event: StorageEvent): void {
-    if (this.readOnly) throw new BlockError('READ_ONLY', `Cannot write to "${this.path}": it is open read-only`, { path: this.path });
+    if (this.readOnly)
+      throw new BlockError('READ_ONLY', `Cannot write to "${this.path}": it is open read-only`, { path: this.path });
     this.growTo(offset + length);
     this.bytes.set(source.subarray(at, at + length), offset);
   }
@@ -68,7 +74,8 @@ export class MemoryStorage implements Storage {
   nextHole(offset: number): number {
     const size = this.size();
     for (let page = offset - (offset % PAGE); page < size; page += PAGE) {
-      if (this.bytes.subarray(page, Math.min(size, page + PAGE)).every((byte) => byte === 0)) return Math.max(offset, page);
+      if (this.bytes.subarray(page, Math.min(size, page + PAGE)).every((byte) => byte === 0))
+        return Math.max(offset, page);
     }
     return size;
   }

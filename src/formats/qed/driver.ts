@@ -29,6 +29,8 @@ export class QedDriver implements FormatDriver {
   readonly format = 'qed';
   readonly capabilities = QED_CAPABILITIES;
   readonly clusterSize: number;
+  readonly granule: number;
+  readonly data: Storage;
   readonly usesDirtyBit: boolean;
   readonly maxVirtualSize: number;
   readonly sliceSpan: number;
@@ -51,6 +53,8 @@ export class QedDriver implements FormatDriver {
     private readonly imageId: number,
   ) {
     this.clusterSize = header.clusterSize;
+    this.granule = header.clusterSize;
+    this.data = storage;
     this.usesDirtyBit = header.backing === undefined;
     this.allocator = new AppendAllocator(storage, state, header.clusterSize);
     this.tableBytes = header.tableSize * header.clusterSize;
@@ -75,7 +79,7 @@ export class QedDriver implements FormatDriver {
     const inSlice = index % this.entriesPerSlice;
     const offset = l2Table + (index - inSlice) * QED_ENTRY_BYTES;
     const slot = cache.find(imageId, offset, this.l2Hint);
-    if (slot < 0) return { kind: 'miss', slice: this.slice(offset, 2) };
+    if (slot < 0) return { kind: 'miss', slice: this.slice(offset, 'l2') };
     this.l2Hint = slot;
     const version = cache.version(slot);
     const words = cache.words32;
@@ -94,7 +98,7 @@ export class QedDriver implements FormatDriver {
       left--;
     }
     // Only now is it certain that the words above belong to this table and not to one that took the slot.
-    if (!cache.unchanged(slot, version, imageId, offset)) return { kind: 'miss', slice: this.slice(offset, 2) };
+    if (!cache.unchanged(slot, version, imageId, offset)) return { kind: 'miss', slice: this.slice(offset, 'l2') };
     if (length > maxLength) length = maxLength;
     if (first === UNALLOCATED) return { kind: 'unallocated', length };
     if (first === QED_ZERO_CLUSTER) return { kind: 'zero', length };
@@ -119,7 +123,7 @@ export class QedDriver implements FormatDriver {
     });
   }
 
-  reserve(length: number): Reservation {
+  reserve(_guest: number, length: number): Reservation {
     return this.allocator.reserve(length, this.clusterSize);
   }
 
@@ -127,8 +131,16 @@ export class QedDriver implements FormatDriver {
     this.allocator.release(reservation);
   }
 
+  giveBack(offset: HostOffset, length: number): void {
+    this.allocator.giveBack(offset, length);
+  }
+
   growHostFile(end: HostOffset): void {
     this.allocator.growHostFile(end);
+  }
+
+  cutTail(): void {
+    this.allocator.cutTail();
   }
 
   publish(guest: number, length: number, target: Target): TableSlice | undefined {
@@ -141,8 +153,9 @@ export class QedDriver implements FormatDriver {
     const offset = l2Table + (index - inSlice) * QED_ENTRY_BYTES;
     const count = Math.ceil(length / clusterSize);
     const slot = cache.find(imageId, offset, this.l2Hint);
-    const claimed = slot < 0 ? -1 : cache.claim(slot, imageId, offset, inSlice * QED_ENTRY_BYTES, count * QED_ENTRY_BYTES);
-    if (claimed < 0) return this.slice(offset, 2);
+    const claimed =
+      slot < 0 ? -1 : cache.claim(slot, imageId, offset, inSlice * QED_ENTRY_BYTES, count * QED_ENTRY_BYTES);
+    if (claimed < 0) return this.slice(offset, 'l2');
     if (claimed === 1) this.state.addDirtySlots(1);
     const words = cache.words32;
     let word = slot * SLICE_WORDS + inSlice * 2;
@@ -178,12 +191,12 @@ export class QedDriver implements FormatDriver {
     const inSlice = index % this.entriesPerSlice;
     const offset = this.header.l1TableOffset + (index - inSlice) * QED_ENTRY_BYTES;
     const slot = cache.find(imageId, offset, this.l1Hint);
-    if (slot < 0) return this.slice(offset, 1);
+    if (slot < 0) return this.slice(offset, 'l1');
     this.l1Hint = slot;
     const version = cache.version(slot);
     const word = slot * SLICE_WORDS + inSlice * 2;
     const entry = cache.words32[word] + cache.words32[word + 1] * HIGH_WORD;
-    if (!cache.unchanged(slot, version, imageId, offset)) return this.slice(offset, 1);
+    if (!cache.unchanged(slot, version, imageId, offset)) return this.slice(offset, 'l1');
     if (entry !== UNALLOCATED && !this.isTable(entry)) throw this.corrupt('L1', guest, entry);
     return entry;
   }
@@ -205,7 +218,7 @@ export class QedDriver implements FormatDriver {
     let published = false;
     const l1Index = Math.floor(guest / this.tableSpan);
     const inSlice = l1Index % this.entriesPerSlice;
-    const l1Slice = this.slice(this.header.l1TableOffset + (l1Index - inSlice) * QED_ENTRY_BYTES, 1);
+    const l1Slice = this.slice(this.header.l1TableOffset + (l1Index - inSlice) * QED_ENTRY_BYTES, 'l1');
     try {
       this.allocator.growHostFile(place.offset + this.tableBytes);
       const index = Math.floor(guest / this.clusterSize) % this.entriesPerTable;
@@ -246,11 +259,15 @@ export class QedDriver implements FormatDriver {
   }
 
   private isCluster(offset: HostOffset): boolean {
-    return offset % this.clusterSize === 0 && offset >= this.firstCluster && offset + this.clusterSize <= this.state.fileEnd;
+    return (
+      offset % this.clusterSize === 0 && offset >= this.firstCluster && offset + this.clusterSize <= this.state.fileEnd
+    );
   }
 
   private isTable(offset: HostOffset): boolean {
-    return offset % this.clusterSize === 0 && offset >= this.firstCluster && offset + this.tableBytes <= this.state.fileEnd;
+    return (
+      offset % this.clusterSize === 0 && offset >= this.firstCluster && offset + this.tableBytes <= this.state.fileEnd
+    );
   }
 
   private corrupt(table: 'L1' | 'L2', guest: number, entry: number): BlockError {

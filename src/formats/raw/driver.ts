@@ -10,6 +10,8 @@ export class RawDriver implements FormatDriver {
   readonly format = 'raw';
   readonly capabilities = RAW_CAPABILITIES;
   readonly clusterSize = 0;
+  readonly granule = 0;
+  readonly data: Storage;
   readonly usesDirtyBit = false;
   readonly maxVirtualSize = Number.MAX_SAFE_INTEGER;
   readonly sliceSpan = Number.MAX_SAFE_INTEGER;
@@ -17,7 +19,9 @@ export class RawDriver implements FormatDriver {
   constructor(
     readonly storage: Storage,
     readonly state: ImageState,
-  ) {}
+  ) {
+    this.data = storage;
+  }
 
   map(guest: number, maxLength: number): Mapping {
     return { kind: 'data', length: maxLength, offset: guest, writable: true };
@@ -32,6 +36,8 @@ export class RawDriver implements FormatDriver {
   }
 
   release(): void {}
+  giveBack(): void {}
+  cutTail(): void {}
   growHostFile(): void {}
 
   publish(): TableSlice | undefined {

@@ -1,0 +1,50 @@
+/**
+ * The bit in the header that says "not cleanly closed" (QED's need-check). It is on disk before the first table of a
+ * stand-alone image can change, and goes off a while after the last change, when everything is flushed.
+ */
+import type { FormatDriver } from '../formats/driver';
+import { NEED_CHECK_CLEAR, NEED_CHECK_SET } from '../shared/image-state';
+import { sync } from './flush';
+import type { Mapper } from './mapper';
+
+export class DirtyBit {
+  constructor(
+    private readonly driver: FormatDriver,
+    private readonly mapper: Mapper,
+  ) {}
+
+  /** Nothing is missing: the bit is on disk, or this image has none. */
+  get isSafe(): boolean {
+    return !this.driver.usesDirtyBit || this.driver.state.needCheck === NEED_CHECK_SET;
+  }
+
+  /** Sets it durably unless it is set. No lock is held. */
+  set(): void {
+    if (this.isSafe) return;
+    const { state, storage } = this.driver;
+    state.metaMutex.with(() => {
+      if (this.isSafe) return;
+      this.driver.writeHeader({ dirty: true, virtualSize: state.virtualSize });
+      sync(this.driver, storage, 'flush-header');
+      state.lastAllocation = Date.now();
+      state.needCheck = NEED_CHECK_SET;
+    });
+  }
+
+  /** Turns it off if nothing depends on it: everything flushed, nothing reserved. */
+  clear(): void {
+    const { state, storage } = this.driver;
+    state.metaMutex.with(() => {
+      const clean = this.mapper.locked(() => {
+        if (state.needCheck !== NEED_CHECK_SET || state.failed) return false;
+        if (state.dirtySlots > 0 || state.dataDirty || state.reserved > 0) return false;
+        // Off in memory first: a writer that reserves from now on waits for the mutex and sets it again.
+        state.needCheck = NEED_CHECK_CLEAR;
+        return true;
+      });
+      if (!clean) return;
+      this.driver.writeHeader({ dirty: false, virtualSize: state.virtualSize });
+      sync(this.driver, storage, 'flush-header');
+    });
+  }
+}

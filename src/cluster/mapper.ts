@@ -1,0 +1,81 @@
+/** Looking up the mapping, with whatever table it needs brought into the cache first. */
+import { BlockError } from '../errors';
+import type { FormatDriver, Mapping } from '../formats/driver';
+import type { TableCache, TableSlice } from '../shared/table-cache';
+import type { LayerStatus } from './layer';
+
+/** Attempts to get a slice while other images keep evicting it or fill its set with dirty ones; about ten seconds. */
+const LOAD_ATTEMPTS = 10_000;
+/** Never notified: waiting on it is a pause as long as the time-out, milliseconds. */
+const PAUSE = new Int32Array(new SharedArrayBuffer(4));
+
+export class Mapper {
+  private readonly readOnly: boolean;
+
+  /** @param flush makes this image's dirty slots clean */
+  constructor(
+    private readonly driver: FormatDriver,
+    private readonly cache: TableCache,
+    private readonly imageId: number,
+    private readonly flush: () => void,
+  ) {
+    this.readOnly = driver.storage.readOnly;
+  }
+
+  /** The mapping at `guest`. Holds no lock on return. */
+  lookUp(guest: number, maxLength: number): LayerStatus {
+    for (let attempt = 0; attempt < LOAD_ATTEMPTS; attempt++) {
+      const mapping = this.mapLocked(guest, maxLength);
+      if (mapping.kind !== 'miss') return mapping;
+      this.load(mapping.slice);
+    }
+    throw this.cacheTooSmall();
+  }
+
+  /** Brings the slice into the cache. No lock is held. */
+  load(slice: TableSlice): void {
+    const { storage } = this.driver;
+    const read = (target: Uint8Array, at: number, length: number) => {
+      storage.read(slice.offset, target, at, length);
+    };
+    for (let attempt = 0; attempt < LOAD_ATTEMPTS; attempt++) {
+      if (this.cache.load(this.imageId, slice, read)) return;
+      // Every slot it may lie in is dirty, perhaps with another image's tables: that image's own flush frees them.
+      if (!this.readOnly) this.flush();
+      if (attempt > 0) Atomics.wait(PAUSE, 0, 0, 1);
+    }
+    throw this.cacheTooSmall();
+  }
+
+  /** Runs `body` under the exclusive lock. */
+  locked<T>(body: () => T): T {
+    const { lock } = this.driver.state;
+    lock.lockExclusive();
+    try {
+      return body();
+    } finally {
+      lock.unlockExclusive();
+    }
+  }
+
+  private mapLocked(guest: number, maxLength: number): Mapping {
+    // Nobody changes the tables of a read-only layer, so there is nothing to lock; evictions are seen by the driver.
+    if (this.readOnly) return this.driver.map(guest, maxLength);
+    const { lock } = this.driver.state;
+    lock.lockShared();
+    try {
+      return this.driver.map(guest, maxLength);
+    } finally {
+      lock.unlockShared();
+    }
+  }
+
+  private cacheTooSmall(): BlockError {
+    const { path } = this.driver.storage;
+    return new BlockError(
+      'LIMIT_EXCEEDED',
+      `Cannot load a table of "${path}": the table cache is full; give a larger --cache-size`,
+      { path },
+    );
+  }
+}
