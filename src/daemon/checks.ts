@@ -47,10 +47,10 @@ function refuseLiveMount(entry: MountEntry, named: string): void {
   );
 }
 
-/** A mount whose daemon has gone answers ENOTCONN to everything, and at once. */
+/** A mount whose daemon has gone answers ENOTCONN, and at once. Asked by statfs(2): what stat(2) tells may be remembered from before. */
 export function isDead(mountpoint: string): boolean {
   try {
-    fs.statSync(mountpoint);
+    fs.statfsSync(mountpoint);
     return false;
   } catch (error) {
     return errnoNameOf(error) === 'ENOTCONN' || errnoNameOf(error) === 'ECONNABORTED';

@@ -39,9 +39,11 @@ async function watchExit(pid: number, timeoutMs: number): Promise<boolean> {
 /** Does the process run, whoever owns it? False for a zombie. */
 export function isAlive(pid: number): boolean {
   try {
-    // "PID (NAME) STATE ...": the name may hold anything, parentheses too.
+    // "PID (NAME) STATE ...": the name may hold anything, parentheses too. The state is that of the first thread: as long as others are
+    // still ending, the files are open. Their number is field 20.
     const stat = fs.readFileSync(`/proc/${pid}/stat`, 'latin1');
-    return !/^ [ZX]/.test(stat.slice(stat.lastIndexOf(')') + 1));
+    const [state = '', ...fields] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    return !/^[ZX]/.test(state) || Number(fields[16]) > 1;
   } catch {
     // No such entry: it has ended. /proc shows every process but where it is mounted with hidepid; then kill(2) tells.
     return existsByKill(pid);
