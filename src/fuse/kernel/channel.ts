@@ -46,6 +46,8 @@ export class Channel {
     } catch (error) {
       return afterFailedRead(error);
     }
+    // Not by /dev/fuse, but by whatever else it may be: the other end has closed.
+    if (length === 0) return ENDED;
     if (length < IN_HEADER_BYTES || this.u32(IN.LENGTH) !== length) return this.malformed(length);
     const opcode = this.u32(IN.OPCODE);
     this.answered = false;

@@ -8,11 +8,13 @@
  * has grown since it was looked at would be cut. (Tried with both; the shared test-suite has the case.)
  */
 import * as fs from 'node:fs';
+import { createRequire } from 'node:module';
 import type Fuse from 'fuse-native';
 import { BlockError } from '../../errors';
 import { logOf } from '../../log';
 import { duplicateDescriptor } from '../../system/descriptor';
 import { POLLERR, pollDescriptor } from '../../system/poll';
+import { loadSharedLibrary } from '../../system/shared-library';
 import type { FileSystem } from '../../vfs/filesystem';
 import {
   absolute,
@@ -103,7 +105,7 @@ async function start(
 
 async function loadPackage(mountpoint: string): Promise<typeof Fuse> {
   try {
-    const { default: Package } = await import('fuse-native');
+    const Package = await importPackage();
     // The package unmounts with a shell command in which a path can hide another command, lazily, and by the name `fusermount`.
     // We unmount ourselves; what is left of its `unmount` only lets its resources go.
     Package.unmount = (_mountpoint, done) => done(null);
@@ -111,6 +113,21 @@ async function loadPackage(mountpoint: string): Promise<typeof Fuse> {
   } catch (error) {
     const message = `${mountAction(mountpoint)}: the package fuse-native does not work here (${firstLine(error)}); use --session kernel`;
     throw new BlockError('UNSUPPORTED_FEATURE', message, { cause: error });
+  }
+}
+
+/**
+ * The package needs libfuse.so.2. Where the system has none, the one that the package brings serves as well, but its addon does not
+ * look there (`fuse-native configure` would install it for the whole system): it must be loaded before.
+ */
+export async function importPackage(): Promise<typeof Fuse> {
+  try {
+    return (await import('fuse-native')).default;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ERR_DLOPEN_FAILED') throw error;
+    const nextToIt = createRequire(require.resolve('fuse-native'));
+    loadSharedLibrary((nextToIt('fuse-shared-library') as { lib: string }).lib);
+    return (await import('fuse-native')).default;
   }
 }
 
