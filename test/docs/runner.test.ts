@@ -4,8 +4,8 @@ import * as os from 'node:os';
 import * as path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { readTap } from '../../scripts/tap';
+import { IS_ROOT, leaveOut, ROOT } from './run-script';
 
-const ROOT = path.resolve(__dirname, '..', '..', '..');
 const RUNNER = path.join(ROOT, 'dist', 'scripts', 'run-tests.js');
 
 interface Run {
@@ -89,6 +89,23 @@ test('run-tests stops a file that hangs, ends what it left behind and says so', 
   // Ended: gone, or a zombie that nobody has collected yet.
   const status = `/proc/${left![1]}/cmdline`;
   t.true(!fs.existsSync(status) || fs.readFileSync(status, 'utf8') === '');
+});
+
+test('run-tests removes mounts and loop devices that were left behind and says so', async (t) => {
+  if (!IS_ROOT) return leaveOut(t, 'mounting needs root');
+  const { code, lines, output } = await runFiles(t, {
+    leaves: `test('leaves a mount', t => {
+      require('child_process').execSync('cd $TMPDIR && mkdir a && truncate -s 8M disk && mkfs.ext4 -q disk && mount -o loop disk a');
+      t.pass();
+    });`,
+  });
+  t.is(lines.at(-1), '1 passed, 2 failed', output);
+  t.is(code, 1);
+  const loop = /left behind: loop device (\/dev\/loop\d+)/.exec(output);
+  t.truthy(loop);
+  t.regex(output, /left behind: mount .*\/a$/m);
+  t.notRegex(output, /could not remove/);
+  t.false(fs.readFileSync('/proc/self/mounts', 'utf8').includes(`${loop![1]} `));
 });
 
 test('run-tests counts steps that failed before it', async (t) => {

@@ -1,0 +1,65 @@
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import test from 'ava';
+import { IS_ROOT, leaveOut, makeDirectory, ROOT, runProgram } from './run-script';
+
+const EXAMPLES = path.join(ROOT, 'mnt-examples');
+/** What a script says with that it needs root. */
+const NEEDS_ROOT = 77;
+const scripts = fs
+  .readdirSync(EXAMPLES, { recursive: true, encoding: 'utf8' })
+  .filter((name) => name.endsWith('.sh') && path.basename(name) !== 'lib.sh')
+  .sort();
+
+test('the examples are found, and README.md there names each', (t) => {
+  t.true(scripts.length >= 7);
+  const readme = fs.readFileSync(path.join(EXAMPLES, 'README.md'), 'utf8');
+  for (const name of scripts) t.true(readme.includes(`](${name})`), `${name} is not in mnt-examples/README.md`);
+});
+
+for (const name of scripts) {
+  test(`mnt-examples/${name} runs to its end and leaves nothing behind`, async (t) => {
+    const directory = makeDirectory(t);
+    fs.chmodSync(directory, 0o755); // one script becomes another user in it
+    const env = { TMPDIR: directory };
+    const { code, output } = await runProgram(path.join(EXAMPLES, name), [], { cwd: directory, env });
+    if (code === NEEDS_ROOT && !IS_ROOT) return leaveOut(t, `${name} needs root`);
+    t.is(code, 0, output);
+    t.regex(output, /^OK: .*$/m, output);
+    t.deepEqual(fs.readdirSync(directory), []);
+  });
+}
+
+/** As scripts/demo.sh sets it. */
+function demoEnvironment(directory: string): NodeJS.ProcessEnv {
+  return { TMPDIR: directory, DISABLE_V8_COMPILE_CACHE: '1' };
+}
+
+test('npm run demo shows everything in less than a minute and leaves nothing behind', async (t) => {
+  const directory = makeDirectory(t);
+  const begun = Date.now();
+  // What scripts/demo.sh runs after it has installed and built; both have happened before tests run.
+  const tsNode = path.join(ROOT, 'node_modules', '.bin', 'ts-node');
+  const demo = path.join(EXAMPLES, 'demo.ts');
+  const { code, output } = await runProgram(tsNode, [demo], { cwd: ROOT, env: demoEnvironment(directory) });
+  t.is(code, 0, output);
+  t.log(`took ${((Date.now() - begun) / 1000).toFixed(1)} s`);
+  for (const words of [/layers\/1-base\.raw\/disk/, /^same$/m, /No errors were found/, /the base is unchanged/]) {
+    t.regex(output, words);
+  }
+  if (IS_ROOT) t.regex(output, /changed in the guest/);
+  else t.regex(output, /not root: the file system of the guest is not loop-mounted/);
+  t.deepEqual(fs.readdirSync(directory), []);
+});
+
+test('npm run demo cleans up when it is interrupted', async (t) => {
+  const directory = makeDirectory(t);
+  const code = `
+    "$1" "$2" > out 2>&1 & pid=$!
+    until grep -q 'imagefs list' out || ! kill -0 $pid 2>/dev/null; do sleep 0.05; done
+    kill -TERM $pid; wait $pid; echo "code $?"`;
+  const args = ['-c', code, 'bash', path.join(ROOT, 'node_modules', '.bin', 'ts-node'), path.join(EXAMPLES, 'demo.ts')];
+  const { output } = await runProgram('bash', args, { cwd: directory, env: demoEnvironment(directory) });
+  t.regex(output, /^code 130$/m);
+  t.deepEqual(fs.readdirSync(directory), ['out']);
+});
