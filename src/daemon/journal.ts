@@ -20,7 +20,7 @@ export class Journal {
   /** Writes one line. Never throws: a full log disk must not harm the mount. */
   say(message: string): void {
     try {
-      if (this.foreground) process.stderr.write(`imagefs: ${message}\n`);
+      if (this.foreground) fs.writeSync(2, `imagefs: ${message}\n`);
       if (this.fd !== undefined) fs.writeSync(this.fd, `${new Date().toISOString()} [${process.pid}] ${message}\n`);
     } catch {
       // Nobody is left to hear of it.

@@ -45,6 +45,8 @@ function failureOf(error: unknown): DaemonMessage {
 async function main(): Promise<void> {
   const config = readConfig();
   if (config.debug) createDebug.enable('imagefs:*');
+  // Debug output that nobody reads any more is no reason to end.
+  process.stderr.on('error', () => {});
   setProcessName('imagefs');
 
   // Signals count from the beginning: one that comes while the images open is obeyed once they are mounted.

@@ -26,8 +26,9 @@ import { MountTable } from './mountinfo';
 
 const log = logOf('daemon:mount');
 
-/** Pause between two attempts to unmount a busy mount; each flushes what was written since. */
-const BUSY_RETRY_MS = 250;
+/** Pause between two attempts to unmount a busy mount: nobody tells when it is let go. Each flushes what was written since. */
+const BUSY_RETRY_MIN_MS = 200;
+const BUSY_RETRY_MAX_MS = 1000;
 
 export type MountEnd =
   /** Everything is on disk and released, or the messages were said; the process may end. */
@@ -85,30 +86,34 @@ export class LiveMount {
     this.leaving = true;
     this.say(`${why}: unmounting "${this.config.mountpoint}"`);
     let said = '';
+    let pause = BUSY_RETRY_MIN_MS;
     while (!this.gone) {
-      const problems = [...this.images.flush(), ...(await this.tryUnmount())];
-      if (problems.length === 0) return;
-      const text = problems.join('; ');
-      if (text !== said) this.say(text);
+      const failures = this.images.flush();
+      const busy = await this.tryUnmount();
+      const text = [...failures, ...(busy === undefined ? [] : [busy])].join('; ');
+      if (text !== said && text !== '') this.say(text);
+      if (busy === undefined) return;
       said = text;
-      await new Promise((resolve) => setTimeout(resolve, BUSY_RETRY_MS));
+      await new Promise((resolve) => setTimeout(resolve, pause));
+      pause = Math.min(BUSY_RETRY_MAX_MS, pause * 1.2);
     }
   }
 
-  /** @returns why it could not be unmounted; nothing when it was */
-  private async tryUnmount(): Promise<string[]> {
+  /** @returns why it could not be unmounted; undefined when it was */
+  private async tryUnmount(): Promise<string | undefined> {
     const table = MountTable.read();
     const entry = table.entries.find(({ id }) => id === this.mountId);
-    if (this.gone) return [];
-    if (entry === undefined) return ['The mount is detached already; waiting until those who use it let go'];
-    if (table.find(entry.mountpoint)?.id !== entry.id)
-      return [`Another mount covers "${entry.mountpoint}"; waiting until it is gone`];
+    if (entry === undefined)
+      return this.gone ? undefined : 'The mount is detached; waiting until its last user lets go';
+    if (table.find(entry.mountpoint)?.id !== entry.id) {
+      return `Another mount covers "${entry.mountpoint}"; waiting until it is gone`;
+    }
     try {
       await unmount(entry.mountpoint, { lazy: false });
-      return [];
+      return undefined;
     } catch (error) {
-      if (error instanceof BlockError && error.code === 'BUSY') return [busyMessage(entry, table)];
-      return [error instanceof Error ? error.message : String(error)];
+      if (error instanceof BlockError && error.code === 'BUSY') return busyMessage(entry, table);
+      return error instanceof Error ? error.message : String(error);
     }
   }
 
@@ -118,9 +123,11 @@ export class LiveMount {
     await this.crew.stopFlusher();
     const problems = this.images.close();
     for (const problem of problems) {
-      this.say(problem);
-      this.lastWords.say(problem);
+      const message = `${problem}; what was written since the last flush may be lost`;
+      this.say(message);
+      this.lastWords.say(message);
     }
+    if (problems.length === 0) this.lastWords.sayClean();
     log('closed with %d problems', problems.length);
     return { kind: 'clean', exitCode: problems.length === 0 ? 0 : 1 };
   }
@@ -133,7 +140,7 @@ export class LiveMount {
     if (this.failed) return;
     this.failed = true;
     this.gone = true;
-    const message = `${reason}; "${this.config.mountpoint}" is taken down, writes since the last flush may be lost`;
+    const message = `${reason}; "${this.config.mountpoint}" is taken down; what was written since the last flush may be lost`;
     this.say(message);
     this.lastWords.say(message);
     try {

@@ -160,10 +160,7 @@ test('no /dev/fuse', async (t) => {
     ...command,
   ]);
   t.is(code, 1);
-  t.regex(
-    stderr,
-    /^imagefs: Cannot mount at ".*": there is no \/dev\/fuse; load the kernel module [^\n]*\n$/,
-  );
+  t.regex(stderr, /^imagefs: Cannot mount at ".*": there is no \/dev\/fuse; load the kernel module [^\n]*\n$/);
 });
 
 test('umount: nothing mounted, not ours, a directory that does not exist', async (t) => {

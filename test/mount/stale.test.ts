@@ -1,10 +1,26 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
+import type { Writable } from 'node:stream';
 import test from 'ava';
 import type { DaemonConfig, TestingConfig } from '../../src/daemon/config';
 import { launchDaemon } from '../../src/daemon/launch';
 import { isAlive } from '../../src/system/process';
-import { assertFree, createImage, daemonAt, directory, imagefs, isMounted, mount, run, until, workspace } from './cli';
+import {
+  assertFree,
+  createImage,
+  daemonAt,
+  directory,
+  imagefs,
+  isMounted,
+  isRoot,
+  mount,
+  required,
+  run,
+  until,
+  workspace,
+} from './cli';
 
 function configOf(image: string, mountpoint: string, log: string, testing: TestingConfig): DaemonConfig {
   return {
@@ -83,7 +99,7 @@ test('a worker that dies takes the mount down, releases it and says why', async 
   await assertFree(t, image);
 });
 
-test('a flusher that dies takes the mount down; a waiting umount reports it', async (t) => {
+test('a flusher that dies takes the mount down and says why', async (t) => {
   const dir = workspace(t);
   const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
   const mnt = directory(dir);
@@ -94,4 +110,55 @@ test('a flusher that dies takes the mount down; a waiting umount reports it', as
   await until(t, 'the end of the daemon', () => !isAlive(pid));
   t.false(isMounted(mnt));
   t.regex(fs.readFileSync(log, 'utf8'), /A flusher thread has ended unexpectedly/);
+});
+
+test('imagefs umount reports a failure of the last flush, and all the same releases everything', async (t) => {
+  if (!required(t, isRoot(), 'needs root to mount a small tmpfs')) return;
+  const dir = workspace(t);
+  const small = directory(dir, 'small');
+  t.is((await run('mount', ['-t', 'tmpfs', '-o', 'size=1M', 'none', small])).code, 0);
+  const image = await createImage(t, path.join(small, 'vm.qed'), '16M');
+  const mnt = directory(dir);
+  const { pid } = await mount(t, [image, mnt]);
+  fs.writeFileSync(path.join(mnt, 'disk'), 'x', { flag: 'r+' });
+  // Nothing is left for the tables, which the flush writes.
+  await run('dd', ['if=/dev/zero', `of=${small}/fill`, 'bs=4k']);
+  const { code, stderr } = await imagefs(['umount', mnt]);
+  t.is(code, 1);
+  t.regex(stderr, /^imagefs: Unmounted "[^"]*", but [^\n]*vm\.qed[^\n]*No space left on device[^\n]*may be lost\n$/);
+  t.false(isMounted(mnt));
+  t.false(isAlive(pid));
+  fs.rmSync(path.join(small, 'fill'));
+  await mount(t, [image, mnt]);
+  t.is((await imagefs(['umount', mnt])).code, 0);
+});
+
+test('imagefs umount does not say that all is well when the daemon is killed while it closes', async (t) => {
+  const dir = workspace(t);
+  const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
+  const mnt = directory(dir);
+  const { pid } = await mount(t, [image, mnt]);
+  // Stopped, it cannot close anything once it is unmounted.
+  process.kill(pid, 'SIGSTOP');
+  const umount = imagefs(['umount', mnt]);
+  await until(t, 'the unmount', () => !isMounted(mnt));
+  process.kill(pid, 'SIGKILL');
+  const { code, stderr } = await umount;
+  t.is(code, 1);
+  t.is(stderr, `imagefs: Unmounted "${mnt}", but the daemon was killed before it had written everything\n`);
+});
+
+test('a daemon whose command has gone before the answer unmounts again', async (t) => {
+  const dir = workspace(t);
+  const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
+  const mnt = directory(dir);
+  const log = path.join(dir, 'log');
+  const main = path.resolve(__dirname, '../../src/daemon/main.js');
+  const daemon = spawn(process.execPath, [main], { stdio: ['ignore', 'ignore', 'inherit', 'pipe'] });
+  const control = daemon.stdio[3] as Writable;
+  control.write(`${JSON.stringify(configOf(image, mnt, log, {}))}\n`, () => control.destroy());
+  t.deepEqual(await once(daemon, 'exit'), [0, null]);
+  t.false(isMounted(mnt));
+  t.regex(fs.readFileSync(log, 'utf8'), /The command that asked for the mount has gone/);
+  await assertFree(t, image);
 });

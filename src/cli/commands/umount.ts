@@ -77,8 +77,11 @@ async function umountOne(named: string, options: Options, say: Say): Promise<voi
     return;
   }
   await waitForDaemon(daemon.pid, named, say);
-  const lines = words === undefined ? [] : readLastWords(words);
-  if (lines.length > 0) throw new BlockError('IO', lines.join('\nimagefs: '), { path: named });
+  const problems =
+    words === undefined ? ['its daemon cannot be asked whether everything was written'] : readLastWords(words);
+  if (problems.length > 0) {
+    throw new BlockError('IO', `Unmounted "${named}", but ${problems.join('; ')}`, { path: named });
+  }
 }
 
 /** Our mount at that place, which this user may unmount. */
