@@ -43,7 +43,7 @@ function* merged(
   let current: MapEntry | undefined;
   let start = range.start;
   while (start < end) {
-    const next = entryOf(start, statusAt(start, Math.min(STEP, end - start)));
+    const next = entryOf(node, start, statusAt(start, Math.min(STEP, end - start)));
     if (current !== undefined && continues(current, next)) current.length += next.length;
     else {
       if (current !== undefined) yield current;
@@ -54,11 +54,20 @@ function* merged(
   if (current !== undefined) yield current;
 }
 
-function entryOf(start: number, status: BlockStatus): MapEntry {
-  const { length, depth, present, zero, data, offset } = status;
+function entryOf(node: BlockNode, start: number, status: BlockStatus): MapEntry {
+  const { length, depth, present, zero, data } = status;
   const entry: MapEntry = { start, length, depth, present, zero, data };
+  const offset = status.offset ?? holeOffset(node, start, status);
   if (offset !== undefined) entry.offset = offset;
   return entry;
+}
+
+/** A hole of a raw file has a place in it, as data has; an entry of a table that says "zero" has none. */
+function holeOffset(node: BlockNode, start: number, status: BlockStatus): number | undefined {
+  if (!status.present || !status.zero) return;
+  let layer: BlockNode | undefined = node;
+  for (let depth = 0; depth < status.depth; depth++) layer = layer?.backing;
+  return layer?.format === 'raw' && start < layer.size() ? start : undefined;
 }
 
 /** Same status, and the host bytes follow each other. */

@@ -68,12 +68,11 @@ export function percent(part: number, whole: number): string {
   return `${((down % 2 === 0 ? down : down + 1) / 100).toFixed(2)}%`;
 }
 
-/** Four spaces, and nothing but ASCII: the JSON of qemu-img. */
+/** The JSON of qemu-img: four spaces, nothing but ASCII, capitals in escapes. */
 export function qemuJson(value: unknown): string {
-  return asciiOnly(JSON.stringify(value, null, 4));
-}
-
-/** A JSON text with everything outside ASCII escaped. */
-export function asciiOnly(json: string): string {
-  return json.replace(/[\u007f-\uffff]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`);
+  return JSON.stringify(value, null, 4)
+    .replace(/[\u007f-\uffff]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`)
+    .replace(/\\(u[0-9a-f]{4}|.)/g, (all, what: string) =>
+      what.length === 1 ? all : `\\u${what.slice(1).toUpperCase()}`,
+    );
 }

@@ -206,7 +206,7 @@ function geometryOf(options: Map<string, string>): Pick<Request, 'clusterSize' |
 
 export const command: Command = {
   name: 'create',
-  summary: 'make an image, on its own or over a backing file',
+  summary: 'Make an image, on its own or over a backing file',
   help: HELP,
   usageExit: 1,
   run,

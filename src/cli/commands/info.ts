@@ -48,7 +48,7 @@ function describe(file: ImageFile): ImageInfo {
 
 export const command: Command = {
   name: 'info',
-  summary: 'show format, size and backing chain of an image',
+  summary: 'Show format, size and backing chain of an image',
   help: HELP,
   usageExit: 1,
   run,

@@ -107,7 +107,7 @@ function cHex(value: number): string {
 
 export const command: Command = {
   name: 'map',
-  summary: 'show which part of the disk lies where',
+  summary: 'Show which part of the disk lies where',
   help: HELP,
   usageExit: 1,
   run,

@@ -108,9 +108,10 @@ export class QedScan {
       this.#invalid(`L1 entry ${index}: L2 table offset ${problem}`, at, this.#header.l1TableOffset);
       return;
     }
-    if (!this.#claim(table / this.#header.clusterSize, this.#header.tableSize)) {
+    const shared = this.#claim(table / this.#header.clusterSize, this.#header.tableSize);
+    if (shared > 0) {
       // Not read: whose table it is, if it is one, nobody can say.
-      this.#corrupt(`L1 entry ${index}: L2 table at ${hex(table)} is used twice`);
+      this.#corrupt(`L1 entry ${index}: L2 table at ${hex(table)} is used twice`, shared);
       return;
     }
     const guestBase = index * (this.#tableBytes / QED_ENTRY_BYTES) * this.#header.clusterSize;
@@ -130,7 +131,7 @@ export class QedScan {
     if (last !== 0 && cluster !== last + clusterSize) this.fragmentedClusters++;
     const problem = this.#offsetProblem(low, high, clusterSize);
     if (problem !== undefined) this.#invalid(`Guest offset ${hex(guest)}: cluster offset ${problem}`, at, table);
-    else if (!this.#claim(cluster / clusterSize, 1)) {
+    else if (this.#claim(cluster / clusterSize, 1) > 0) {
       this.#corrupt(`Guest offset ${hex(guest)}: cluster at ${hex(cluster)} is used twice`);
     }
     return cluster;
@@ -149,14 +150,15 @@ export class QedScan {
     return;
   }
 
-  #claim(first: number, count: number): boolean {
-    let alone = true;
+  /** @returns how many of the clusters somebody uses already */
+  #claim(first: number, count: number): number {
+    let shared = 0;
     for (let cluster = first; cluster < first + count; cluster++) {
       if (this.used.add(cluster)) continue;
-      alone = false;
+      shared++;
       if (this.#doubled.size < DOUBLED_MAX) this.#doubled.add(cluster);
     }
-    return alone;
+    return shared;
   }
 
   #invalid(message: string, entryOffset: number, tableOffset: number): void {
@@ -165,8 +167,8 @@ export class QedScan {
     this.onInvalidEntry(entryOffset, tableOffset);
   }
 
-  #corrupt(message: string): void {
-    this.corruptions++;
+  #corrupt(message: string, count = 1): void {
+    this.corruptions += count;
     this.#messages.add(`ERROR ${message}`);
   }
 
