@@ -16,6 +16,8 @@ export interface ImageHeader {
   clusterSize: number;
   /** The backing file as the header names it; absent when there is none. */
   backing?: { name: string; format?: string };
+  /** An external file with the guest data, as the header names it; absent when the image file has them itself. */
+  dataFile?: { name: string };
   /** Not cleanly closed by its last writer (QED's need-check bit). */
   dirty: boolean;
 }
