@@ -10,9 +10,9 @@ set -uo pipefail
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 # command:package, as Debian 12 calls them
-run=(fusermount3:fuse3 mount:mount losetup:mount findmnt:util-linux mkfs.ext4:e2fsprogs)
-test=("${run[@]}" qemu-img:qemu-utils qemu-io:qemu-utils sfdisk:fdisk fstrim:util-linux setpriv:util-linux
-  runuser:util-linux debugfs:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs ps:procps git:git)
+run=(fusermount3:fuse3 mount:mount losetup:mount fstrim:util-linux mkfs.ext4:e2fsprogs debugfs:e2fsprogs)
+test=("${run[@]}" qemu-img:qemu-utils qemu-io:qemu-utils sfdisk:fdisk partx:util-linux findmnt:util-linux
+  setpriv:util-linux unshare:util-linux)
 
 case "${1-}" in
   run) wanted=("${run[@]}") ;;
