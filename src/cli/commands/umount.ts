@@ -1,5 +1,6 @@
 /** `imagefs umount`: returns 0 only when everything is on disk, locks are released and the daemon has gone. */
 
+import { isDead } from '../../daemon/checks';
 import { busyMessage } from '../../daemon/holders';
 import { readLastWords } from '../../daemon/last-words';
 import { MOUNT_TYPE, type MountEntry, MountTable, ownerOf, tablePath } from '../../daemon/mountinfo';
@@ -64,10 +65,17 @@ function parse(args: string[]): { options: Options; mountpoints: string[] } {
 async function umountOne(named: string, options: Options, say: Say): Promise<void> {
   const entry = findMount(named);
   const daemon = daemonOf(entry, findDaemons());
-  if (daemon === undefined) {
+  if (daemon === undefined && isDead(entry.mountpoint)) {
     await unmount(entry.mountpoint, { lazy: true });
     say(`Detached a dead mount at "${named}"`);
     return;
+  }
+  if (daemon === undefined) {
+    await letGo(entry, options, say);
+    throw new BlockError(
+      'IO',
+      `Unmounted "${named}", but its daemon cannot be seen: whether it has finished is unknown`,
+    );
   }
   // Opened before unmounting: afterwards the daemon may be gone at any moment.
   const words = openLastWords(daemon.pid);
