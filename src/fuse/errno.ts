@@ -37,13 +37,28 @@ const BLOCK_ERROR_ERRNO: Readonly<Record<BlockErrorCode, string>> = {
 
 /**
  * Host errors that must not pass as they are. ENOSYS is an order to the kernel: it never asks for that operation again and lets
- * every later fsync succeed unseen. EINTR and EAGAIN would make the caller repeat what fails for good. EBADF would blame the caller's
- * descriptor for one of ours.
+ * every later fsync succeed unseen. EINTR and EAGAIN would make the caller repeat what fails for good. EBADF and EFAULT would blame the
+ * caller's descriptor or memory for ours.
  */
-const NEVER_PASSED_ON: ReadonlySet<string> = new Set(['ENOSYS', 'EINTR', 'EAGAIN', 'EBADF', 'EFAULT']);
+const NEVER_PASSED_ON: ReadonlySet<number> = new Set(
+  ['ENOSYS', 'EINTR', 'EAGAIN', 'EBADF', 'EFAULT'].map((name) => errnoNumber(name)),
+);
 
-function hostErrno(name: string | undefined): number {
-  return name === undefined || NEVER_PASSED_ON.has(name) ? constants.errno.EIO : errnoNumber(name);
+/** The kernel takes errno numbers up to here. */
+const ERRNO_MAX = 511;
+
+/** Errno of the host error at the bottom of the chain of causes; undefined when there is none. */
+function hostErrno(error: unknown): number | undefined {
+  if (error instanceof BlockError) return hostErrno(error.cause);
+  if (!isSystemError(error)) return undefined;
+  // By number first: Node has no names for some (EDQUOT is `Unknown system error -122`).
+  if (error.errno !== undefined && error.errno < 0 && error.errno >= -ERRNO_MAX) return -error.errno;
+  const name = errnoNameOf(error);
+  return name === undefined ? undefined : errnoNumber(name);
+}
+
+function passedOn(errno: number | undefined): number {
+  return errno === undefined || NEVER_PASSED_ON.has(errno) ? constants.errno.EIO : errno;
 }
 
 /**
@@ -54,11 +69,12 @@ export function errnoOf(error: unknown): number {
   if (error instanceof FileError) return errnoNumber(error.code);
   if (error instanceof BlockError) {
     log('%s: %s', error.code, error.message);
-    return error.code === 'IO' ? hostErrno(error.errnoName) : errnoNumber(BLOCK_ERROR_ERRNO[error.code]);
+    return error.code === 'IO' ? passedOn(hostErrno(error)) : errnoNumber(BLOCK_ERROR_ERRNO[error.code]);
   }
-  if (isSystemError(error) && errnoNameOf(error) !== undefined) {
-    log('host error: %s', error.message);
-    return hostErrno(error.code);
+  const errno = hostErrno(error);
+  if (errno !== undefined) {
+    log('host error: %O', error);
+    return passedOn(errno);
   }
   reportBug(error);
   return constants.errno.EIO;

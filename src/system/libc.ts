@@ -5,6 +5,7 @@
  * (ioctl, fcntl, syscall) are declared here with fixed arguments: on Linux x86-64 and arm64 both kinds pass integers the same way.
  * Off_t and size_t arguments are plain numbers.
  */
+import { constants } from 'node:os';
 import { getSystemErrorMap } from 'node:util';
 import * as koffi from 'koffi';
 import type { SystemErrorLike } from '../errors';
@@ -27,12 +28,17 @@ export function lastErrno(): number {
   return koffi.errno();
 }
 
+/** Words of libuv, which knows only some errors by name, and not EDQUOT. */
 const systemErrors = getSystemErrorMap();
 
-/**
- * An Error with the fields of Node's fs errors: `code` `ENOSPC`, `errno` -28, `syscall`, `path`.
- * Number 95 is called EOPNOTSUPP, as the manual pages of the calls made here do, and not ENOTSUP as in libuv.
- */
+/** Number 95 is called EOPNOTSUPP, as the manual pages of the calls made here do, and 11 EAGAIN. */
+const errnoNames: ReadonlyMap<number, string> = new Map(
+  Object.entries(constants.errno)
+    .filter(([name]) => name !== 'ENOTSUP' && name !== 'EWOULDBLOCK')
+    .map(([name, number]) => [number, name]),
+);
+
+/** An Error with the fields of Node's fs errors: `code` `ENOSPC`, `errno` -28, `syscall`, `path`. */
 export class SystemError extends Error implements SystemErrorLike {
   readonly code: string;
   /** Negative, as in Node. */
@@ -41,8 +47,8 @@ export class SystemError extends Error implements SystemErrorLike {
   readonly path?: string;
 
   constructor(errno: number, syscall: string, path?: string) {
-    const [name, words] = systemErrors.get(-errno) ?? [`E${errno}`, 'unknown error'];
-    const code = name === 'ENOTSUP' ? 'EOPNOTSUPP' : name;
+    const code = errnoNames.get(errno) ?? `E${errno}`;
+    const words = systemErrors.get(-errno)?.[1] ?? 'unknown error';
     super(`${code}: ${words}, ${syscall}${path === undefined ? '' : ` '${path}'`}`);
     this.name = 'SystemError';
     this.code = code;

@@ -2,7 +2,7 @@
  * A small `FileSystem` in shared memory for the tests of the sessions: any number of threads may each have an object over one memory.
  *
  *   disk           fixed size, the first half with a pattern, the rest a hole
- *   readonly       the same bytes, EROFS for writers
+ *   readonly       what the disk is at first, EROFS for writers
  *   events.json    what happened so far; st_size 0 like /proc
  *   growing.txt    longer than its st_size says
  *   held           a read waits until `release` has been opened
@@ -87,12 +87,31 @@ export function patternByte(offset: number): number {
   return offset < DATA_BYTES ? 1 + ((offset * 31 + Math.floor(offset / 4096) * 7) % 251) : 0;
 }
 
-/** Contents of a new memory. */
+/** One block past the hole that is allocated, though it reads zero. */
+export const ISLAND = 5 * 1024 * 1024;
+
+/** One disk: whether each block is allocated, one byte each, then the bytes. */
+interface Content {
+  allocated: Uint8Array;
+  data: Uint8Array;
+}
+
+function contentAt(memory: SharedArrayBuffer, index: number): Content {
+  const start = COUNTER_BYTES + index * (DISK_BLOCKS + DISK_BYTES);
+  return {
+    allocated: new Uint8Array(memory, start, DISK_BLOCKS),
+    data: new Uint8Array(memory, start + DISK_BLOCKS, DISK_BYTES),
+  };
+}
+
+/** A new memory: counters, the disk, the read-only copy of what it was. */
 export function createMemory(): SharedArrayBuffer {
-  const memory = new SharedArrayBuffer(COUNTER_BYTES + DISK_BLOCKS + DISK_BYTES);
-  new Uint8Array(memory, COUNTER_BYTES, DISK_BLOCKS).fill(1, 0, DATA_BYTES / BLOCK_BYTES);
-  const data = new Uint8Array(memory, COUNTER_BYTES + DISK_BLOCKS);
-  for (let offset = 0; offset < DATA_BYTES; offset++) data[offset] = patternByte(offset);
+  const memory = new SharedArrayBuffer(COUNTER_BYTES + 2 * (DISK_BLOCKS + DISK_BYTES));
+  for (const { allocated, data } of [contentAt(memory, 0), contentAt(memory, 1)]) {
+    allocated.fill(1, 0, DATA_BYTES / BLOCK_BYTES);
+    allocated[ISLAND / BLOCK_BYTES] = 1;
+    for (let offset = 0; offset < DATA_BYTES; offset++) data[offset] = patternByte(offset);
+  }
   return memory;
 }
 
@@ -115,9 +134,8 @@ const ROOT_ENTRIES: DirectoryEntry[] = [
 export class MemoryFileSystem implements FileSystem {
   readonly rootIno = INO.ROOT;
   private readonly counters: Int32Array;
-  /** One byte a block: 1 when it is allocated. */
-  private readonly allocated: Uint8Array;
-  private readonly data: Uint8Array;
+  private readonly disk: Content;
+  private readonly copy: Content;
   private readonly lists = new Map<number, DirectoryEntry[]>([
     [INO.ROOT, ROOT_ENTRIES],
     [INO.FAULTS, FAULT_NAMES.map((name, index) => ({ name, ino: FIRST_FAULT + index, kind: 'file' }))],
@@ -133,8 +151,8 @@ export class MemoryFileSystem implements FileSystem {
 
   constructor(memory: SharedArrayBuffer) {
     this.counters = new Int32Array(memory, 0, EVENTS.length);
-    this.allocated = new Uint8Array(memory, COUNTER_BYTES, DISK_BLOCKS);
-    this.data = new Uint8Array(memory, COUNTER_BYTES + DISK_BLOCKS);
+    this.disk = contentAt(memory, 0);
+    this.copy = contentAt(memory, 1);
   }
 
   lookup(parent: number, name: string): number {
@@ -155,7 +173,7 @@ export class MemoryFileSystem implements FileSystem {
       gid: process.getgid?.() ?? 0,
       nlink: isDirectory ? 2 : 1,
       size,
-      blocks: isDisk ? this.allocated.reduce((sum, block) => sum + block, 0) * (BLOCK_BYTES / 512) : 0,
+      blocks: isDisk ? this.content(ino).allocated.reduce((sum, block) => sum + block, 0) * (BLOCK_BYTES / 512) : 0,
       blksize: isDisk ? 65536 : BLOCK_BYTES,
       atimeMs: 1_000_000_000_123,
       mtimeMs: 1_100_000_000_456,
@@ -193,7 +211,7 @@ export class MemoryFileSystem implements FileSystem {
     if (ino === INO.HELD) this.waitForRelease();
     this.count('reads');
     const got = Math.max(0, Math.min(length, DISK_BYTES - offset));
-    target.set(this.data.subarray(offset, offset + got), at);
+    target.set(this.content(ino).data.subarray(offset, offset + got), at);
     return got;
   }
 
@@ -209,7 +227,7 @@ export class MemoryFileSystem implements FileSystem {
     this.throwFault(ino);
     if (offset >= DISK_BYTES) throw new FileError('ENOSPC');
     const written = Math.min(length, DISK_BYTES - offset);
-    this.data.set(source.subarray(at, at + written), offset);
+    this.disk.data.set(source.subarray(at, at + written), offset);
     this.mark(offset, written, 1, 'touched');
     this.count('writes');
     if (sync) this.count('syncWrites');
@@ -239,23 +257,28 @@ export class MemoryFileSystem implements FileSystem {
     this.throwFault(ino);
     const end = Math.min(offset + length, DISK_BYTES);
     if (offset + length > DISK_BYTES && !keepSize) throw new BlockError('OUT_OF_BOUNDS', 'past the end of the disk');
-    if (mode !== 'allocate') this.data.fill(0, offset, end);
+    if (mode !== 'allocate') this.disk.data.fill(0, offset, end);
     if (mode === 'punch-hole') this.mark(offset, end - offset, 0, 'whole');
     else this.mark(offset, end - offset, 1, 'touched');
     this.count(mode === 'allocate' ? 'allocates' : mode === 'punch-hole' ? 'punches' : 'zeroes');
   }
 
-  seek(_ino: number, _handle: number, offset: number, what: 'data' | 'hole'): number {
+  seek(ino: number, _handle: number, offset: number, what: 'data' | 'hole'): number {
     if (offset >= DISK_BYTES) throw new FileError('ENXIO');
+    const { allocated } = this.content(ino);
     const wanted = what === 'data' ? 1 : 0;
     let block = Math.floor(offset / BLOCK_BYTES);
-    while (block < DISK_BLOCKS && this.allocated[block] !== wanted) block++;
+    while (block < DISK_BLOCKS && allocated[block] !== wanted) block++;
     if (block === DISK_BLOCKS && what === 'data') throw new FileError('ENXIO');
     return Math.max(offset, Math.min(block * BLOCK_BYTES, DISK_BYTES));
   }
 
   statistics(): FileSystemStatistics {
     return { blockSize: BLOCK_BYTES, blocks: 2 ** 33, blocksFree: 2 ** 32 + 5, files: 17 };
+  }
+
+  private content(ino: number): Content {
+    return ino === INO.READONLY ? this.copy : this.disk;
   }
 
   private throwFault(ino: number): void {
@@ -278,7 +301,7 @@ export class MemoryFileSystem implements FileSystem {
   private mark(offset: number, length: number, value: number, which: 'touched' | 'whole'): void {
     const round = which === 'touched' ? [Math.floor, Math.ceil] : [Math.ceil, Math.floor];
     const last = offset + length === DISK_BYTES ? DISK_BLOCKS : round[1]((offset + length) / BLOCK_BYTES);
-    this.allocated.fill(value, round[0](offset / BLOCK_BYTES), last);
+    this.disk.allocated.fill(value, round[0](offset / BLOCK_BYTES), last);
   }
 
   private count(event: EventName): void {
