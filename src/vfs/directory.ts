@@ -1,6 +1,7 @@
 /** A folder of a mount. Its content is fixed when the tree is built. */
 import type { DirectoryEntry, FileAttributes } from './filesystem';
 import { FileError } from './filesystem';
+import { NAME_MAX_BYTES } from './names';
 import { attributesOf, DEFAULT_BLOCK_SIZE, type FileFacts } from './virtual-file';
 
 export class Directory {
@@ -28,8 +29,10 @@ export class Directory {
 
   lookup(name: string): number {
     const ino = this.inoByName.get(name);
-    if (ino === undefined) throw new FileError('ENOENT', `There is no file "${name}" here`);
-    return ino;
+    if (ino !== undefined) return ino;
+    // The kernel leaves this to FUSE servers, though statfs tells programs of the limit.
+    if (Buffer.byteLength(name) > NAME_MAX_BYTES) throw new FileError('ENAMETOOLONG', 'This name is too long');
+    throw new FileError('ENOENT', `There is no file "${name}" here`);
   }
 
   list(): DirectoryEntry[] {

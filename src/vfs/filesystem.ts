@@ -18,7 +18,8 @@ export type FileErrorCode =
   | 'ENOSPC'
   | 'EFBIG'
   | 'EACCES'
-  | 'EMFILE';
+  | 'EMFILE'
+  | 'ENAMETOOLONG';
 
 export class FileError extends Error {
   readonly code: FileErrorCode;
@@ -45,6 +46,8 @@ export interface FileAttributes {
   atimeMs: number;
   mtimeMs: number;
   ctimeMs: number;
+  /** A virtual disk, whose attributes the kernel may keep for a second. Absent or false for text: the kernel asks each time. */
+  isDisk?: boolean;
 }
 
 export interface DirectoryEntry {
@@ -79,7 +82,7 @@ export interface FileSystem {
   /** Inode number of the root directory: 1. */
   readonly rootIno: number;
 
-  /** Inode number of `name` in directory `parent`. Throws ENOENT, ENOTDIR. */
+  /** Inode number of `name` in directory `parent`. Throws ENOENT, ENOTDIR, ENAMETOOLONG. */
   lookup(parent: number, name: string): number;
   attributes(ino: number): FileAttributes;
   /** Without `.` and `..`. */

@@ -148,6 +148,9 @@ test('FileSystem refuses what the kind of file does not have', (t) => {
   const cases: [expected: string, run: () => unknown][] = [
     ['ENOENT', () => fileSystem.lookup(rootIno, 'nothing')],
     ['ENOENT', () => fileSystem.lookup(rootIno, '')],
+    ['ENOENT', () => fileSystem.lookup(rootIno, 'n'.repeat(255))],
+    ['ENAMETOOLONG', () => fileSystem.lookup(rootIno, 'n'.repeat(256))],
+    ['ENAMETOOLONG', () => fileSystem.lookup(rootIno, 'é'.repeat(128))],
     ['ENOENT', () => fileSystem.lookup(rootIno, '__proto__')],
     ['ENOENT', () => fileSystem.lookup(rootIno, 'constructor')],
     ['ENOENT', () => fileSystem.lookup(999, 'disk')],
@@ -170,7 +173,7 @@ test('FileSystem refuses what the kind of file does not have', (t) => {
     ['ENOENT', () => fileSystem.read(999, 0, 0, buffer, 0, 8)],
   ];
   for (const [index, [expected, run]] of cases.entries()) t.is(codeOf(run), expected, `case ${index}`);
-  t.is(cases.length, 22);
+  t.is(cases.length, 25);
   t.notThrows(() => fileSystem.release(999, 5));
   t.notThrows(() => fileSystem.release(rootIno, 5));
 });
