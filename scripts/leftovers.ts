@@ -114,15 +114,16 @@ export async function removeLeftovers(directory: string): Promise<string[]> {
   const left = await until(directory, 3000, nothing);
   if (nothing(left)) return [];
   const lines = describe(left);
-  const ofLoops = left.mounts.filter((path) => tryRead('/proc/self/mounts').includes(`/dev/loop`) && isLoopMount(path));
-  for (const path of ofLoops) run('umount', path);
-  for (const loop of left.loops) run('losetup', '-d', loop);
+  for (const path of left.mounts.filter(isLoopMount)) run('umount', path);
+  // Looked up anew: one that detached itself with its mount may already be somebody else's.
+  for (const loop of findLoops(directory)) run('losetup', '-d', loop);
   signalAll(left.processes, 'SIGTERM');
   const stubborn = await until(directory, 3000, (now) => now.processes.size === 0);
   signalAll(stubborn.processes, 'SIGKILL');
   await until(directory, 2000, (now) => now.processes.size === 0);
   for (const path of findLeftovers(directory).mounts) run('umount', '-l', path);
-  const still = describe(findLeftovers(directory));
+  // The kernel lets go of a loop device a moment later when somebody looks at it just now.
+  const still = describe(await until(directory, 5000, nothing));
   if (still.length > 0) lines.push(...still.map((line) => `could not remove ${line}`));
   return lines;
 }
