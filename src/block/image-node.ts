@@ -106,8 +106,8 @@ export class ImageNode implements BlockNode, Below {
     let depth = 0;
     for (let node: ImageNode = this; ; node = node.backing, depth++) {
       if (offset >= node.size()) {
-        // Past the end of a short backing file: zeroes, decided by the layer that is short.
-        return { length: limit, depth, present: false, zero: true, data: false };
+        // Past the end of a short backing file: zeroes. As qemu-img has it, the last layer that is long enough says so.
+        return { length: limit, depth: depth - 1, present: false, zero: true, data: false };
       }
       limit = Math.min(limit, node.size() - offset);
       const own = node.ownStatus(offset, limit);

@@ -55,6 +55,8 @@ export class FlatLayer implements Layer {
 
   status(guest: number, maxLength: number): LayerStatus {
     const { storage } = this.driver;
+    const fileEnd = storage.size();
+    if (guest >= fileEnd) return { kind: 'zero', length: maxLength };
     const data = alignDown(storage.nextData(guest), SECTOR_SIZE);
     if (data > guest) return { kind: 'zero', length: Math.min(maxLength, data - guest) };
     const hole = storage.nextHole(guest);

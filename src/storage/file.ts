@@ -24,7 +24,11 @@ export class FileStorage implements Storage {
   static open(path: string, options: { readOnly: boolean }): FileStorage {
     let fd: number;
     try {
-      fd = fs.openSync(path, options.readOnly ? 'r' : 'r+');
+      // O_NONBLOCK: a FIFO must not hold us up before we can say that it is none of ours. Files and devices ignore it.
+      fd = fs.openSync(
+        path,
+        (options.readOnly ? fs.constants.O_RDONLY : fs.constants.O_RDWR) | fs.constants.O_NONBLOCK,
+      );
     } catch (error) {
       throw hostError(error, `Cannot open "${path}"${options.readOnly ? '' : ' for writing'}`, { path });
     }

@@ -1,3 +1,4 @@
+import { alignUp, SECTOR_SIZE } from '../../units';
 import type { FormatModule } from '../format';
 import { createRaw } from './create';
 import { RAW_CAPABILITIES, RawDriver } from './driver';
@@ -6,7 +7,13 @@ export const rawFormat: FormatModule = {
   name: 'raw',
   capabilities: RAW_CAPABILITIES,
   probe: () => false,
-  readHeader: (storage) => ({ format: 'raw', virtualSize: storage.size(), clusterSize: 0, dirty: false }),
+  // A disk is a whole number of sectors: the last one of an odd file is filled up with zeroes.
+  readHeader: (storage) => ({
+    format: 'raw',
+    virtualSize: alignUp(storage.size(), SECTOR_SIZE),
+    clusterSize: 0,
+    dirty: false,
+  }),
   initState: (header, storage, state) => {
     state.virtualSize = header.virtualSize;
     state.hostSize = storage.size();
