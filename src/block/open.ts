@@ -6,7 +6,7 @@ import { BlockError, hostError } from '../errors';
 import type { FormatModule, ImageHeader } from '../formats/format';
 import { formatByName, probeFormat } from '../formats/registry';
 import { logOf } from '../log';
-import { createImageState, ImageState, type ImageStateDescriptor, NEED_CHECK_SET } from '../shared/image-state';
+import { createImageState, ImageState, type ImageStateDescriptor, NEED_CHECK_CLEAR } from '../shared/image-state';
 import { TableCache } from '../shared/table-cache';
 import { attachStorage } from '../storage/attach';
 import { FileStorage } from '../storage/file';
@@ -120,7 +120,7 @@ export function maintain(node: BlockNode, nowMs: number): void {
 export function imageHeaderOf(node: BlockNode): ImageHeader {
   const image = asImage(node);
   if (image.readOnly) return image.header;
-  return { ...image.header, dirty: image.layer.state.needCheck === NEED_CHECK_SET };
+  return { ...image.header, dirty: image.layer.state.needCheck !== NEED_CHECK_CLEAR };
 }
 
 /** Reads the header of an image without its backing chain: changes nothing, takes no lock. */

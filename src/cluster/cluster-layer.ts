@@ -5,11 +5,11 @@
 import { BlockError } from '../errors';
 import type { FormatDriver } from '../formats/driver';
 import { logOf } from '../log';
-import { type ImageState, NEED_CHECK_SET } from '../shared/image-state';
+import { type ImageState, NEED_CHECK_CLEAR } from '../shared/image-state';
 import type { TableCache } from '../shared/table-cache';
 import { alignDown, alignUp, KIB, MIB } from '../units';
 import { DirtyBit } from './dirty-bit';
-import { flushImage, sync } from './flush';
+import { flushImage, refuseAfterFailure, sync } from './flush';
 import { type Below, DIRTY_BIT_DELAY_MS, FLUSH_DELAY_MS, type Layer, type LayerStatus } from './layer';
 import { Mapper } from './mapper';
 import { Remapper } from './remapper';
@@ -112,6 +112,7 @@ export class ClusterLayer implements Layer {
 
   resize(size: number): void {
     const { state, driver, below } = this;
+    refuseAfterFailure(driver);
     if (size > driver.maxVirtualSize) {
       const { path } = driver.storage;
       throw new BlockError(
@@ -130,7 +131,7 @@ export class ClusterLayer implements Layer {
         this.flush();
       }
       state.metaMutex.with(() => {
-        driver.writeHeader({ dirty: state.needCheck === NEED_CHECK_SET, virtualSize: size });
+        driver.writeHeader({ dirty: state.needCheck !== NEED_CHECK_CLEAR, virtualSize: size });
         sync(driver, driver.storage, 'flush-header');
         this.mapper.locked(() => {
           state.virtualSize = size;
@@ -148,7 +149,7 @@ export class ClusterLayer implements Layer {
     if (this.readOnly || state.failed) return;
     const old = state.dirtySince !== 0 && nowMs - state.dirtySince >= FLUSH_DELAY_MS;
     if (old || this.cache.halfDirty) this.flush();
-    if (!this.driver.usesDirtyBit || state.needCheck !== NEED_CHECK_SET) return;
+    if (!this.driver.usesDirtyBit || state.needCheck === NEED_CHECK_CLEAR) return;
     if (nowMs - state.lastAllocation >= DIRTY_BIT_DELAY_MS) this.dirtyBit.clear();
   }
 
@@ -193,13 +194,18 @@ export class ClusterLayer implements Layer {
   private zeroRange(guest: number, length: number, diskEnd: number): void {
     const { granule } = this.driver;
     const end = guest + length;
-    const wholeEnd = end === diskEnd ? alignUp(end, granule) : alignDown(end, granule);
+    let wholeEnd = end === diskEnd ? alignUp(end, granule) : alignDown(end, granule);
     this.state.records.begin();
     try {
       for (let at = guest; at < end; ) {
         const inGranule = at % granule;
         if (inGranule !== 0 || wholeEnd <= at) at += this.zeroInside(at, Math.min(end - at, granule - inGranule));
-        else at += this.zeroWhole(at, Math.min(end, wholeEnd) - at);
+        else {
+          const done = this.zeroWhole(at, Math.min(end, wholeEnd) - at);
+          // The disk has grown meanwhile: the rest of the last granule may be somebody's by now.
+          if (done === 0) wholeEnd = alignDown(end, granule);
+          at += done;
+        }
       }
     } finally {
       this.state.records.end();
@@ -207,15 +213,14 @@ export class ClusterLayer implements Layer {
     this.relieve();
   }
 
-  /** Whole granules from `guest` (the last one perhaps cut by the end of the disk) read zero afterwards. @returns bytes done */
+  /** Whole granules from `guest` (the last one perhaps cut by the end of the disk) read zero afterwards. @returns bytes done; 0: the disk has grown */
   private zeroWhole(guest: number, length: number): number {
     const { driver } = this;
     const mapping = this.mapper.lookUp(guest, length);
     if (this.readsZero(mapping, guest)) return mapping.length;
     const inSlice = Math.min(mapping.length, driver.sliceSpan - (guest % driver.sliceSpan));
     const target = this.below === undefined ? { kind: 'unallocated' as const } : { kind: 'zero' as const };
-    this.remapper.point(guest, alignUp(inSlice, driver.granule), target);
-    return inSlice;
+    return this.remapper.point(guest, inSlice, target) ? inSlice : 0;
   }
 
   /** Part of one granule reads zero afterwards. @returns bytes done */

@@ -3,7 +3,7 @@
  * stand-alone image can change, and goes off a while after the last change, when everything is flushed.
  */
 import type { FormatDriver } from '../formats/driver';
-import { NEED_CHECK_CLEAR, NEED_CHECK_SET } from '../shared/image-state';
+import { NEED_CHECK_CLEAR, NEED_CHECK_SET, NEED_CHECK_UNKNOWN } from '../shared/image-state';
 import { sync } from './flush';
 import type { Mapper } from './mapper';
 
@@ -18,12 +18,13 @@ export class DirtyBit {
     return !this.driver.usesDirtyBit || this.driver.state.needCheck === NEED_CHECK_SET;
   }
 
-  /** Sets it durably unless it is set. No lock is held. */
+  /** Sets it durably unless it is set; it stays on until `state.endChange()`. No lock is held, `state.beginChange()` was called. */
   set(): void {
     if (this.isSafe) return;
     const { state, storage } = this.driver;
     state.metaMutex.with(() => {
       if (this.isSafe) return;
+      state.needCheck = NEED_CHECK_UNKNOWN;
       this.driver.writeHeader({ dirty: true, virtualSize: state.virtualSize });
       sync(this.driver, storage, 'flush-header');
       state.lastAllocation = Date.now();
@@ -31,20 +32,23 @@ export class DirtyBit {
     });
   }
 
-  /** Turns it off if nothing depends on it: everything flushed, nothing reserved. */
+  /** Turns it off if nothing depends on it: everything flushed, no table about to change. */
   clear(): void {
     const { state, storage } = this.driver;
     state.metaMutex.with(() => {
       const clean = this.mapper.locked(() => {
-        if (state.needCheck !== NEED_CHECK_SET || state.failed) return false;
-        if (state.dirtySlots > 0 || state.dataDirty || state.reserved > 0) return false;
-        // Off in memory first: a writer that reserves from now on waits for the mutex and sets it again.
-        state.needCheck = NEED_CHECK_CLEAR;
-        return true;
+        const before = state.needCheck;
+        if (before === NEED_CHECK_CLEAR || state.failed || state.dirtySlots > 0 || state.dataDirty) return false;
+        // Off in memory first, then a look at the writers: one that comes later waits for the mutex and sets it again.
+        state.needCheck = NEED_CHECK_UNKNOWN;
+        if (state.changing === 0) return true;
+        state.needCheck = before;
+        return false;
       });
       if (!clean) return;
       this.driver.writeHeader({ dirty: false, virtualSize: state.virtualSize });
       sync(this.driver, storage, 'flush-header');
+      state.needCheck = NEED_CHECK_CLEAR;
     });
   }
 }

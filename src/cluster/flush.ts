@@ -105,6 +105,8 @@ function settle(
   try {
     if (done) {
       state.addDirtySlots(-cache.written(spans));
+      // What changed again while it was written has no date yet: without one the timed flush would never come.
+      if (state.dirtySlots > 0 && state.dirtySince === 0) state.dirtySince = Date.now();
       return;
     }
     // Nobody knows which sectors reached the file: all of them stay dirty, and the dropped places stay named on disk.

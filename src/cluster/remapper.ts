@@ -47,11 +47,11 @@ export class Remapper {
    * keep what they read as). Handles one run. @returns bytes done, at most `length`; 0: it is writable data by now, look again
    */
   write(guest: number, length: number, source: Uint8Array | undefined, at: number): number {
-    const { state, clusterSize, granule } = this.driver;
-    this.makeRoom(guest);
+    const { clusterSize, granule } = this.driver;
     // Whole clusters, also where granules are smaller: two requests must not both allocate one cluster.
-    state.records.startRemap(alignDown(guest, clusterSize), alignUp(guest + length, clusterSize));
-    try {
+    const remapped = { start: alignDown(guest, clusterSize), end: alignUp(guest + length, clusterSize) };
+    return this.changing(guest, remapped, () => {
+      const { state } = this.driver;
       const found = this.reserveRun(guest, length, source !== undefined);
       if (found === undefined) return 0;
       const { run, reservation } = found;
@@ -67,20 +67,35 @@ export class Remapper {
       }
       this.publish(start, reservation.length, { kind: 'data', offset: reservation.offset }, reservation);
       return done;
-    } finally {
-      state.records.endRemap();
-    }
+    });
   }
 
-  /** Whole clusters, inside one table slice, get a target without data. */
-  point(guest: number, length: number, target: Target): void {
-    const { records } = this.driver.state;
-    this.makeRoom(guest);
-    records.startRemap(guest, guest + length);
+  /**
+   * Whole granules, inside one table slice, get a target without data; the last one may be cut by the end of the disk.
+   * @returns false when the disk has grown into the last granule: nothing was changed
+   */
+  point(guest: number, length: number, target: Target): boolean {
+    const { clusterSize, granule, state } = this.driver;
+    const whole = alignUp(length, granule);
+    const remapped = { start: alignDown(guest, clusterSize), end: alignUp(guest + length, clusterSize) };
+    const isWhole = () => whole === length || state.virtualSize <= guest + length;
+    return this.changing(guest, remapped, () => this.publish(guest, whole, target, undefined, isWhole));
+  }
+
+  /** Runs `body` with everything there that a change of tables needs, and the clusters kept from other such requests. */
+  private changing<T>(guest: number, remapped: { start: number; end: number }, body: () => T): T {
+    const { state } = this.driver;
+    state.beginChange();
     try {
-      this.publish(guest, length, target);
+      this.makeRoom(guest);
+      state.records.startRemap(remapped.start, remapped.end);
+      try {
+        return body();
+      } finally {
+        state.records.endRemap();
+      }
     } finally {
-      records.endRemap();
+      state.endChange();
     }
   }
 
@@ -107,8 +122,6 @@ export class Remapper {
     const start = alignDown(guest, driver.granule);
     for (;;) {
       const got = this.mapper.locked(() => {
-        // The bit may have gone off since `makeRoom`: set it again before anything depends on it.
-        if (!this.dirtyBit.isSafe) return 'prepare';
         const run = this.runAt(guest, length, mixed);
         if (run === undefined || 'offset' in run) return run;
         const reservation = driver.reserve(start, alignUp(guest + run.length, driver.granule) - start);
@@ -199,13 +212,24 @@ export class Remapper {
     }
   }
 
-  /** Publishes, loading the table as often as it is evicted under us. */
-  private publish(start: number, length: number, target: Target, reservation?: Reservation): void {
+  /**
+   * Publishes, loading the table as often as it is evicted under us.
+   * @param stillRight asked under the lock, before anything changes
+   * @returns false when it was not right any more
+   */
+  private publish(
+    start: number,
+    length: number,
+    target: Target,
+    reservation?: Reservation,
+    stillRight: () => boolean = () => true,
+  ): boolean {
     const { state } = this.driver;
     let published = false;
     try {
       while (!published) {
         const missing = this.mapper.locked(() => {
+          if (!stillRight()) return 'wrong';
           const slice = this.driver.publish(start, length, target);
           if (slice !== undefined) return slice;
           if (reservation !== undefined) state.reserved--;
@@ -213,8 +237,10 @@ export class Remapper {
           published = true;
           return undefined;
         });
+        if (missing === 'wrong') return false;
         if (missing !== undefined) this.mapper.load(missing);
       }
+      return true;
     } finally {
       if (!published && reservation !== undefined) this.mapper.locked(() => this.driver.release(reservation));
     }

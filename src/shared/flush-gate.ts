@@ -57,11 +57,6 @@ export class FlushGate {
     }
   }
 
-  /** Runs `body` while no flush runs. */
-  exclude<T>(body: () => T): T {
-    return this.mutex.with(body);
-  }
-
   /** Wrapping difference: flush numbers may pass 2^31. */
   private reached(wanted: number): boolean {
     return ((Atomics.load(this.words, this.base + DONE) - wanted) | 0) >= 0;

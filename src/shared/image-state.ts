@@ -25,6 +25,7 @@ const DROPPED_COUNT = FLAGS + 5;
 const RETIRED_COUNT = FLAGS + 6;
 const DIRTY_SLOTS = FLAGS + 7;
 const RESIZE_MUTEX = FLAGS + 8;
+const CHANGING = FLAGS + 9;
 
 const VIRTUAL_SIZE = 0;
 const FILE_END = 1;
@@ -41,9 +42,11 @@ const FREE_RUNS_MAX = 4096;
 const DROPPED_RUNS_MAX = 4096;
 const PLACES_BYTES = FREE_RUNS_MAX * 16 + 2 * DROPPED_RUNS_MAX * 24;
 
-/** State of the need-check bit. */
+/** State of the need-check bit on disk. */
 export const NEED_CHECK_CLEAR = 0;
 export const NEED_CHECK_SET = 1;
+/** The header is being written, or could not be: it must be written before anything depends on the bit. */
+export const NEED_CHECK_UNKNOWN = 2;
 
 /** What each thread counts for itself; `statistics` adds the lanes up. */
 export const COUNTERS = [
@@ -210,6 +213,18 @@ export class ImageState {
   }
   set reserved(count: number) {
     this.words[RESERVED] = count;
+  }
+
+  /** Requests that are about to change tables, or do: the need-check bit stays on while there is one. */
+  get changing(): number {
+    return Atomics.load(this.words, CHANGING);
+  }
+  /** Comes before a look at the bit: whoever turns it off looks here afterwards. */
+  beginChange(): void {
+    Atomics.add(this.words, CHANGING, 1);
+  }
+  endChange(): void {
+    Atomics.sub(this.words, CHANGING, 1);
   }
 
   /** Table slices of this image that differ from the file. */

@@ -130,9 +130,10 @@ export class TableCache {
     return -1;
   }
 
-  /** Remember this before reading entries of the slot that `find` gave; then look again with `holds`. */
+  /** Remember this before reading entries of the slot that `find` gave; then ask `unchanged`. -1: it is being loaded just now. */
   version(slot: number): number {
-    return Atomics.load(this.state, slot) >> 3;
+    const state = Atomics.load(this.state, slot);
+    return (state & 7) >= CLEAN ? state >> 3 : -1;
   }
 
   /** Is the slot still what `find` said, at this version? Then everything read in between belongs to that slice. */
@@ -151,6 +152,8 @@ export class TableCache {
       const state = Atomics.load(this.state, slot);
       const kind = state & 7;
       if (kind < CLEAN || this.key[slot] !== offset || this.image[slot] !== image) return -1;
+      // The key is that of the state only if the slot did not change hands in between.
+      if (Atomics.load(this.state, slot) !== state) continue;
       if (kind === DIRTY) {
         Atomics.or(this.mask, slot, sectorMask(from, length));
         return 0;
