@@ -1,7 +1,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import test from 'ava';
-import { IS_ROOT, leaveOut, makeDirectory, ROOT, runProgram } from './run-script';
+import test, { type ExecutionContext } from 'ava';
+import { IS_ROOT, leaveOut, makeDirectory, ROOT, runProgram, type ScriptResult } from './run-script';
 
 const EXAMPLES = path.join(ROOT, 'mnt-examples');
 /** What a script says with that it needs root. */
@@ -17,12 +17,30 @@ test('the examples are found, and README.md there names each', (t) => {
   for (const name of scripts) t.true(readme.includes(`](${name})`), `${name} is not in mnt-examples/README.md`);
 });
 
+/**
+ * Runs its arguments where /sbin is a copy of links in a mount namespace of its own: fstab-entry.sh links the mount helper
+ * there, and so does another test at the same time.
+ */
+const OWN_SBIN = `
+  mkdir real copy
+  mount --bind /usr/sbin real
+  for file in real/*; do ln -s "$PWD/$file" copy/; done
+  mount --bind copy /usr/sbin
+  cd "$1" && exec "$2"`;
+
+function runExample(t: ExecutionContext, name: string, directory: string): Promise<ScriptResult> {
+  const options = { cwd: directory, env: { TMPDIR: directory } };
+  const script = path.join(EXAMPLES, name);
+  if (name !== 'fstab-entry.sh' || !IS_ROOT) return runProgram(script, [], options);
+  const args = ['--mount', 'bash', '-euc', OWN_SBIN, 'bash', directory, script];
+  return runProgram('unshare', args, { ...options, cwd: makeDirectory(t) });
+}
+
 for (const name of scripts) {
-  test(`mnt-examples/${name} runs to its end and leaves nothing behind`, async (t) => {
+  test.serial(`mnt-examples/${name} runs to its end and leaves nothing behind`, async (t) => {
     const directory = makeDirectory(t);
     fs.chmodSync(directory, 0o755); // one script becomes another user in it
-    const env = { TMPDIR: directory };
-    const { code, output } = await runProgram(path.join(EXAMPLES, name), [], { cwd: directory, env });
+    const { code, output } = await runExample(t, name, directory);
     if (code === NEEDS_ROOT && !IS_ROOT) return leaveOut(t, `${name} needs root`);
     t.is(code, 0, output);
     t.regex(output, /^OK: .*$/m, output);
@@ -35,7 +53,7 @@ function demoEnvironment(directory: string): NodeJS.ProcessEnv {
   return { TMPDIR: directory, DISABLE_V8_COMPILE_CACHE: '1' };
 }
 
-test('npm run demo shows everything in less than a minute and leaves nothing behind', async (t) => {
+test.serial('npm run demo shows everything in less than a minute and leaves nothing behind', async (t) => {
   const directory = makeDirectory(t);
   const begun = Date.now();
   // What scripts/demo.sh runs after it has installed and built; both have happened before tests run.
@@ -52,7 +70,7 @@ test('npm run demo shows everything in less than a minute and leaves nothing beh
   t.deepEqual(fs.readdirSync(directory), []);
 });
 
-test('npm run demo cleans up when it is interrupted', async (t) => {
+test.serial('npm run demo cleans up when it is interrupted', async (t) => {
   const directory = makeDirectory(t);
   const code = `
     "$1" "$2" > out 2>&1 & pid=$!
