@@ -48,6 +48,15 @@ for (const name of scripts) {
   });
 }
 
+test.serial('mnt-examples/README.md shows what layers.sh really prints', async (t) => {
+  const directory = makeDirectory(t);
+  const { output } = await runExample(t, 'layers.sh', directory);
+  const readme = fs.readFileSync(path.join(EXAMPLES, 'README.md'), 'utf8');
+  const shown = /```\n(\$ truncate[\s\S]*?)```/.exec(readme)?.[1] ?? '';
+  const plain = (text: string) => text.replace(/\S*\/imagefs-example-\w+/g, 'SCRATCH').replace(/ +$/gm, '');
+  t.is(plain(shown), plain(output));
+});
+
 /** As scripts/demo.sh sets it. */
 function demoEnvironment(directory: string): NodeJS.ProcessEnv {
   return { TMPDIR: directory, DISABLE_V8_COMPILE_CACHE: '1' };
