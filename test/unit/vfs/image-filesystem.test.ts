@@ -4,94 +4,22 @@ import * as path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import type { BlockNode } from '../../../src/block/node';
 import type { FileSystem } from '../../../src/vfs/filesystem';
-import { createFileSystem, type ImageFileSystemOptions } from '../../../src/vfs/image-filesystem';
-import { OPEN_TEXTS_MAX } from '../../../src/vfs/text-file';
-import { buildTree, type TreeImage } from '../../../src/vfs/tree';
+import { createFileSystem } from '../../../src/vfs/image-filesystem';
+import { buildTree } from '../../../src/vfs/tree';
 import { MemoryNode, pattern } from './memory-node';
-
-const READ = { read: true, write: false, truncate: false };
-const WRITE = { read: true, write: true, truncate: false };
-const MOUNTED_MS = 1_700_000_000_000;
-const MTIME_MS = 1_600_000_000_000;
-const CLUSTER = 4096;
-const OPTIONS: ImageFileSystemOptions = { growable: false, readOnly: false, uid: 7, gid: 8 };
-
-interface Mounted {
-  top: MemoryNode;
-  base: MemoryNode;
-  /** Another worker thread's file system over the same mount. */
-  another(): FileSystem;
-  fileSystem: FileSystem;
-}
-
-/** `vm.img` over `base.img`: four clusters; the second is the overlay's, the first and third are the backing file's. */
-function mount(options: Partial<ImageFileSystemOptions> = {}, directory = '/images'): Mounted {
-  const base = new MemoryNode({ size: 4 * CLUSTER, readOnly: false, path: `${directory}/base.img` });
-  base.write(0, pattern(CLUSTER, 1), 0, CLUSTER);
-  base.write(2 * CLUSTER, pattern(CLUSTER, 2), 0, CLUSTER);
-  const top = new MemoryNode({ size: 4 * CLUSTER, backing: base, path: `${directory}/vm.img` });
-  top.write(CLUSTER, pattern(CLUSTER, 3), 0, CLUSTER);
-  const common = { format: 'memory', mode: 0o100644, mtimeMs: MTIME_MS };
-  const images: TreeImage[] = [
-    { name: 'broken', error: { code: 'INVALID_FORMAT', message: 'Cannot open "broken"' } },
-    {
-      name: 'vm.img',
-      layers: [
-        { ...common, path: top.path, readOnly: false },
-        { ...common, path: base.path, readOnly: true },
-      ],
-    },
-  ];
-  const plan = buildTree(images, { singleImage: false, mountedMs: MOUNTED_MS });
-  const another = () => createFileSystem(structuredClone(plan), [undefined, top], { ...OPTIONS, ...options });
-  return { top, base, another, fileSystem: createFileSystem(plan, [undefined, top], { ...OPTIONS, ...options }) };
-}
-
-function walk(fileSystem: FileSystem, name: string): number {
-  const parts = name.split('/').filter((part) => part !== '');
-  return parts.reduce((ino, part) => fileSystem.lookup(ino, part), fileSystem.rootIno);
-}
-
-function readDisk(fileSystem: FileSystem, name: string): Uint8Array {
-  const ino = walk(fileSystem, name);
-  const { handle } = fileSystem.open(ino, READ);
-  const target = new Uint8Array(fileSystem.attributes(ino).size);
-  const count = fileSystem.read(ino, handle, 0, target, 0, target.length);
-  fileSystem.release(ino, handle);
-  return target.subarray(0, count);
-}
-
-function readText(fileSystem: FileSystem, name: string): string {
-  const ino = walk(fileSystem, name);
-  const { handle } = fileSystem.open(ino, READ);
-  const target = Buffer.alloc(65_536);
-  const count = fileSystem.read(ino, handle, 0, target, 0, target.length);
-  fileSystem.release(ino, handle);
-  return target.toString('utf8', 0, count);
-}
-
-const ALL_FILES = [
-  'broken/error.json',
-  'vm.img/disk',
-  'vm.img/info.json',
-  'vm.img/map.json',
-  'vm.img/stats.json',
-  'vm.img/layers/0-vm.img/disk',
-  'vm.img/layers/0-vm.img/info.json',
-  'vm.img/layers/0-vm.img/map.json',
-  'vm.img/layers/1-base.img/disk',
-  'vm.img/layers/1-base.img/info.json',
-  'vm.img/layers/1-base.img/map.json',
-];
-
-function codeOf(run: () => unknown): string {
-  try {
-    run();
-  } catch (error) {
-    return String((error as { code?: unknown }).code);
-  }
-  return 'nothing thrown';
-}
+import {
+  ALL_FILES,
+  CLUSTER,
+  codeOf,
+  MOUNTED_MS,
+  MTIME_MS,
+  mount,
+  OPTIONS,
+  READ,
+  readDisk,
+  WRITE,
+  walk,
+} from './mount-fixture';
 
 function listAll(fileSystem: FileSystem, ino = fileSystem.rootIno, prefix = ''): string[] {
   return fileSystem
@@ -249,117 +177,6 @@ test('FileSystem lets a growable disk grow, but not its layers', (t) => {
   t.is(
     codeOf(() => fileSystem.setSize(walk(fileSystem, 'vm.img/layers/0-vm.img/disk'), 9 * CLUSTER)),
     'EROFS',
-  );
-});
-
-test('info.json is made by the block layer, which knows only nodes that it opened', (t) => {
-  const { fileSystem } = mount();
-  const ino = walk(fileSystem, 'vm.img/info.json');
-  t.throws(() => fileSystem.open(ino, READ));
-  t.is(fileSystem.attributes(ino).size, 0, 'ls -l works all the same');
-});
-
-test('stats.json and error.json are as long as their size says', (t) => {
-  const { fileSystem } = mount();
-  for (const name of ALL_FILES.filter((file) => /(stats|error)\.json$/.test(file))) {
-    const { size } = fileSystem.attributes(walk(fileSystem, name));
-    t.is(Buffer.byteLength(readText(fileSystem, name)), size, name);
-    t.true(size > 0, name);
-    t.true(readText(fileSystem, name).endsWith('}\n'), name);
-  }
-});
-
-type Entry = { start: number; length: number; depth: number; present: boolean; zero: boolean; data: boolean };
-
-test('map.json tells of the chain, and that of a layer of its own allocation', (t) => {
-  const { fileSystem } = mount();
-  const brief = (name: string) =>
-    (JSON.parse(readText(fileSystem, name)) as Entry[]).map(
-      ({ start, length, depth, data, zero }) =>
-        `${start / CLUSTER}+${length / CLUSTER} ${depth} ${data ? 'data' : zero ? 'zero' : 'none'}`,
-    );
-  t.deepEqual(brief('vm.img/map.json'), ['0+1 1 data', '1+1 0 data', '2+1 1 data', '3+1 1 zero']);
-  t.deepEqual(
-    (JSON.parse(readText(fileSystem, 'vm.img/layers/0-vm.img/map.json')) as Entry[]).map((entry) => [
-      entry.start,
-      entry.length,
-      entry.data,
-    ]),
-    [
-      [0, CLUSTER, false],
-      [CLUSTER, CLUSTER, true],
-      [2 * CLUSTER, 2 * CLUSTER, false],
-    ],
-  );
-  t.deepEqual(
-    brief('vm.img/layers/1-base.img/map.json').filter((line) => line.endsWith('data')),
-    ['0+1 0 data', '2+1 0 data'],
-  );
-  t.is(readText(fileSystem, 'vm.img/map.json').split('\n').length, 5, 'one entry a line');
-  t.is(fileSystem.attributes(walk(fileSystem, 'vm.img/map.json')).size, 0);
-});
-
-test('stats.json counts in the names of BlockDeviceStats', (t) => {
-  const { fileSystem } = mount();
-  const disk = walk(fileSystem, 'vm.img/disk');
-  fileSystem.write(disk, 0, 0, pattern(1000, 0), 0, 1000, true);
-  fileSystem.read(disk, 0, 0, new Uint8Array(300), 0, 300);
-  t.deepEqual(JSON.parse(readText(fileSystem, 'vm.img/stats.json')), {
-    rd_bytes: 300,
-    wr_bytes: 1000 + CLUSTER,
-    unmap_bytes: 0,
-    rd_operations: 1,
-    wr_operations: 2,
-    flush_operations: 1,
-    unmap_operations: 0,
-    wr_highest_offset: 0,
-    failed_rd_operations: 0,
-    failed_wr_operations: 0,
-    failed_flush_operations: 0,
-  });
-});
-
-test('error.json says why an image could not be opened', (t) => {
-  t.deepEqual(JSON.parse(readText(mount().fileSystem, 'broken/error.json')), {
-    filename: 'broken',
-    code: 'INVALID_FORMAT',
-    message: 'Cannot open "broken"',
-  });
-});
-
-test('A text that one thread opened is read and released by another', (t) => {
-  const { fileSystem, another } = mount();
-  const ino = walk(fileSystem, 'vm.img/stats.json');
-  const { handle } = fileSystem.open(ino, READ);
-  const other = another();
-  const target = Buffer.alloc(4096);
-  const count = other.read(ino, handle, 0, target, 0, 4096);
-  t.is((JSON.parse(target.toString('utf8', 0, count)) as { wr_bytes: number }).wr_bytes, CLUSTER);
-  other.release(ino, handle);
-  t.false(fs.existsSync(`/proc/self/fd/${handle}`));
-});
-
-test('The bound on open texts holds for all threads and files together', (t) => {
-  const { fileSystem, another } = mount();
-  const other = another();
-  const names = ['vm.img/stats.json', 'vm.img/map.json', 'broken/error.json'];
-  const opened = Array.from({ length: OPEN_TEXTS_MAX }, (_, index) => {
-    const side = index % 2 === 0 ? fileSystem : other;
-    const ino = walk(side, names[index % 3] ?? '');
-    return { ino, handle: side.open(ino, READ).handle };
-  });
-  for (const side of [fileSystem, other]) {
-    for (const name of names)
-      t.is(
-        codeOf(() => side.open(walk(side, name), READ)),
-        'EMFILE',
-      );
-    t.notThrows(() => side.open(walk(side, 'vm.img/disk'), READ), 'disks do not count');
-  }
-  for (const { ino, handle } of opened) other.release(ino, handle);
-  t.is(
-    codeOf(() => readText(fileSystem, 'vm.img/stats.json')),
-    'nothing thrown',
   );
 });
 
