@@ -1,6 +1,6 @@
 /** A random program of file operations on `disk`, against a plain buffer; the image is then judged by others. `SEED=n` replays a run. */
 import * as fs from 'node:fs';
-import type { ExecutionContext } from 'ava';
+import test, { type ExecutionContext } from 'ava';
 import { type FallocateHow, fallocate } from '../../src/system/fallocate';
 import { MIB } from '../../src/units';
 import { workspace } from '../mount/cli';
@@ -64,13 +64,13 @@ function carryOut(t: ExecutionContext, fd: number, step: Step, shadow: Buffer, s
   }
 }
 
-onBothSessions('disk behaves like a plain file of its size under a random program', async (t, session) => {
+async function runProgram(t: ExecutionContext, session: Session, args: readonly string[]): Promise<void> {
   const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
   t.log(`SEED=${seed}`);
   const next = random(seed);
   const directory = workspace(t);
   const { image, shadow } = overlayImage(directory);
-  const { disk, unmount } = await mount(t, session, [image]);
+  const { disk, unmount } = await mount(t, session, [...args, image]);
   const fd = fs.openSync(disk, 'r+');
   for (let index = 0; index < STEPS; index += 1) {
     const step = nextStep(next, session);
@@ -82,4 +82,12 @@ onBothSessions('disk behaves like a plain file of its size under a random progra
   sameBytes(t, fs.readFileSync(disk), shadow, `SEED=${seed}`);
   await unmount();
   await verifyImage(t, directory, image, shadow, { freed: true });
-});
+}
+
+onBothSessions('disk behaves like a plain file of its size under a random program', (t, session) =>
+  runProgram(t, session, []),
+);
+
+test.serial('disk behaves like a plain file under a random program, through the page cache (kernel session)', (t) =>
+  runProgram(t, 'kernel', ['--kernel-cache']),
+);

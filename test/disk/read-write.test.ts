@@ -167,6 +167,47 @@ onBothSessions('programs that write past the end say that no space is left', asy
   }
 });
 
+onBothSessions(
+  'programs that write side by side, in shared clusters, disturb each other nowhere',
+  async (t, session) => {
+    const directory = workspace(t);
+    const { image, shadow } = overlayImage(directory);
+    const { disk, unmount } = await mount(t, session, [image]);
+    const writers = 4;
+    const piece = 7 * 1024 + 512;
+    const rounds = 120;
+    // Writer w owns pieces w, w + 4, w + 8, ...: every cluster is shared by all of them.
+    const script =
+      'for i in $(seq 0 $(($2 - 1))); do dd if="$1" of="$3" bs=$4 skip=$i seek=$((i * $5 + $6)) count=1 conv=notrunc 2>&1 || exit 1; done';
+    const contents = Array.from({ length: writers }, (_, writer) => noise(piece * rounds, 200 + writer));
+    await Promise.all(
+      contents.map(async (content, writer) => {
+        const source = path.join(directory, `writer-${writer}`);
+        fs.writeFileSync(source, content);
+        await succeed(t, 'sh', [
+          '-c',
+          script,
+          'sh',
+          source,
+          String(rounds),
+          disk,
+          String(piece),
+          String(writers),
+          String(writer),
+        ]);
+      }),
+    );
+    for (const [writer, content] of contents.entries()) {
+      for (let round = 0; round < rounds; round += 1) {
+        content.copy(shadow, (round * writers + writer) * piece, round * piece, (round + 1) * piece);
+      }
+    }
+    sameBytes(t, fs.readFileSync(disk), shadow, 'all writers');
+    await unmount();
+    await verifyImage(t, directory, image, shadow);
+  },
+);
+
 function flushes({ mountpoint }: Mount): number {
   const text = fs.readFileSync(path.join(mountpoint, 'stats.json'), 'utf8');
   return (JSON.parse(text) as { flush_operations: number }).flush_operations;

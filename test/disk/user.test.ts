@@ -1,0 +1,74 @@
+/** Who may do what with the files of a mount: the owner meets EROFS where nothing can be written, others meet the modes of the images. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import test from 'ava';
+import { directory, isRoot, PROJECT, required, run, workspace } from '../mount/cli';
+import { mount, overlayImage, SESSIONS } from './disk-mount';
+
+const NOBODY = { uid: 65534, gid: 65534, env: { ...process.env, HOME: '/nonexistent', LC_ALL: 'C' } };
+
+/** What `sh` says when it opens the file to append nothing, as another user: the words for an errno, or nothing. */
+async function refusalToWrite(file: string): Promise<string> {
+  const ran = await run('sh', ['-c', ': >> "$1"', 'sh', file], NOBODY);
+  return ran.code === 0 ? '' : (ran.stderr.trim().split(': ').at(-1) ?? '');
+}
+
+async function mayRead(file: string): Promise<boolean> {
+  return (await run('head', ['-c', '1', file], NOBODY)).code === 0;
+}
+
+test.serial('an owner who is not root meets EROFS, not EACCES, where nothing can be written', async (t) => {
+  if (!required(t, isRoot(), 'needs root to become another user')) return;
+  fs.chmodSync('/dev/fuse', 0o666);
+  const place = workspace(t);
+  const { image, base } = overlayImage(place);
+  const mountpoint = directory(place);
+  for (const file of [place, image, base, mountpoint]) fs.chownSync(file, NOBODY.uid, NOBODY.gid);
+  // The project may lie where other users cannot go.
+  const project = directory(place, 'project');
+  t.is((await run('mount', ['--bind', PROJECT, project])).code, 0);
+  const asUser = (...args: string[]) =>
+    run(process.execPath, [path.join(project, 'bin/imagefs'), ...args], { ...NOBODY, cwd: place });
+
+  fs.chmodSync(base, 0o400);
+  const files = ['disk', 'info.json', 'layers/0-vm.qed/disk', 'layers/1-base.img/disk', 'layers/1-base.img/map.json'];
+  for (const [args, disk] of [
+    [[], ''],
+    [['-r'], 'Read-only file system'],
+  ] as const) {
+    const mounted = await asUser('mount', ...args, image, mountpoint);
+    t.is(mounted.code, 0, mounted.stderr);
+    for (const name of files) {
+      const expected = name === 'disk' ? disk : 'Read-only file system';
+      t.is(await refusalToWrite(path.join(mountpoint, name)), expected, `${args.join(' ')} ${name}`);
+      t.true(await mayRead(path.join(mountpoint, name)), name);
+    }
+    const left = await asUser('umount', mountpoint);
+    t.is(left.code, 0, left.stderr);
+  }
+});
+
+for (const session of SESSIONS) {
+  test.serial(`with allow_other the modes of the image files decide (${session} session)`, async (t) => {
+    if (!required(t, isRoot(), 'needs root to become another user')) return;
+    const place = workspace(t);
+    const { image, base } = overlayImage(place);
+    const cases: [image: number, base: number, reads: boolean, readsBase: boolean, refusal: string][] = [
+      [0o644, 0o644, true, true, 'Permission denied'],
+      [0o644, 0o600, false, false, 'Permission denied'],
+      [0o600, 0o644, false, true, 'Permission denied'],
+      [0o666, 0o644, true, true, ''],
+    ];
+    for (const [imageMode, baseMode, reads, readsBase, refusal] of cases) {
+      fs.chmodSync(image, imageMode);
+      fs.chmodSync(base, baseMode);
+      const { mountpoint, disk, unmount } = await mount(t, session, ['--allow-other', image]);
+      const label = `${imageMode.toString(8)} over ${baseMode.toString(8)}`;
+      t.is(await mayRead(disk), reads, label);
+      t.is(await mayRead(path.join(mountpoint, 'map.json')), reads, label);
+      t.is(await mayRead(path.join(mountpoint, 'layers/1-base.img/disk')), readsBase, label);
+      t.is(await refusalToWrite(disk), refusal, label);
+      await unmount();
+    }
+  });
+}
