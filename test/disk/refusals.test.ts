@@ -47,7 +47,7 @@ onBothSessions('layers, texts and everything in a read-only mount answer EROFS',
   const directory = workspace(t);
   const { image, base, shadow } = overlayImage(directory);
   const before = [image, base].map((file) => fs.readFileSync(file));
-  for (const args of [[image], ['-r', image], ['-o', 'ro', image]]) {
+  for (const args of [[image], ['-r', image]]) {
     const { mountpoint, disk, unmount } = await mount(t, session, args);
     for (const name of FILES) {
       const writable = name === 'disk' && args.length === 1;
