@@ -19,6 +19,8 @@ export class FaultyStorage implements Storage {
   readonly readOnly: boolean;
   /** Operations seen, by event. */
   readonly seen = new Map<string, number>();
+  /** Operations that were made to fail. */
+  fired = 0;
   private rules: FaultRule[] = [];
 
   constructor(private readonly below: Storage) {
@@ -99,6 +101,7 @@ export class FaultyStorage implements Storage {
         continue;
       }
       if (rule.once) this.rules.splice(this.rules.indexOf(rule), 1);
+      this.fired++;
       const cause = Object.assign(new Error(`injected ${rule.errno}`), { code: rule.errno, syscall: event });
       throw new BlockError(
         rule.errno === 'ENOSPC' ? 'NO_SPACE' : 'IO',

@@ -97,7 +97,6 @@ function runProgram(t: ExecutionContext, config: ModelConfig, random: Random, op
   const chain = makeChain(t, config, (size) => lowerRanges(random, size));
   const { shadow } = chain;
   const places = new Places(random, config, shadow.size);
-  let clock = Date.now();
   for (let step = 0; step < operations; step++) {
     const { offset, length } = places.range(shadow.size);
     const what = random.below(100);
@@ -107,7 +106,7 @@ function runProgram(t: ExecutionContext, config: ModelConfig, random: Random, op
     else if (what < 64) shadow.writeZeroes(offset, Math.min(shadow.size - offset, length * 20));
     else if (what < 69) shadow.allocate(offset, length);
     else if (what < 78) shadow.node.flush();
-    else if (what < 80) maintain(shadow.node, (clock += 11_000));
+    else if (what < 80) maintain(shadow.node, Date.now() + 3_600_000);
     else if (what < 82 && random.chance(0.5)) grow(shadow, random, config);
     else if (what < 84 && random.chance(0.5)) chain.reopen();
     const problem = shadow.differenceAround(offset, length, Math.min(config.cluster, 64 * KIB));
