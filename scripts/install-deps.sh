@@ -36,6 +36,15 @@ look() {
   done
 }
 
+# fusermount3 looks up in /etc/mtab what an ordinary user may unmount; the smallest installations lack it.
+if [ ! -e /etc/mtab ]; then
+  if [ "$(id -u)" -eq 0 ]; then
+    ln -s ../proc/self/mounts /etc/mtab
+  else
+    echo "There is no /etc/mtab, so only root can unmount. Make it with: sudo ln -s ../proc/self/mounts /etc/mtab" >&2
+  fi
+fi
+
 look
 [ "${#commands[@]}" -eq 0 ] && exit 0
 
