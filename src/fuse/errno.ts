@@ -4,6 +4,7 @@
  */
 import * as fs from 'node:fs';
 import { constants } from 'node:os';
+import { inspect } from 'node:util';
 import { BlockError, type BlockErrorCode, errnoNameOf, isSystemError } from '../errors';
 import { logOf } from '../log';
 import { FileError } from '../vfs/filesystem';
@@ -86,7 +87,8 @@ const REPORTED_MAX = 100;
 
 /** Logs an exception that should not have happened: each place in the code once a thread. */
 export function reportBug(error: unknown): void {
-  const stack = error instanceof Error ? (error.stack ?? error.message) : String(error);
+  // Anything can be thrown; `inspect` can show it all.
+  const stack = error instanceof Error ? (error.stack ?? error.message) : inspect(error);
   const place = stack.split('\n').find((line) => /^\s+at /.test(line)) ?? stack;
   if (reported.has(place) || reported.size >= REPORTED_MAX) return;
   reported.add(place);

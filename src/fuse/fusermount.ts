@@ -4,9 +4,9 @@
  */
 import { execFile, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
-import { BlockError } from '../errors';
+import { BlockError, hostError } from '../errors';
 import { receiveDescriptor, socketPair } from '../system/socket';
-import { ALLOW_OTHER_HINT, mountAction } from './preconditions';
+import { ALLOW_OTHER_HINT, FUSE_DEVICE, mountAction } from './preconditions';
 
 const PROGRAMS = ['fusermount3', 'fusermount'] as const;
 
@@ -59,7 +59,7 @@ function runSync(args: string[], action: string, socket?: number): Outcome {
  */
 export function fusermountMount(mountpoint: string, options: string): number {
   const action = mountAction(mountpoint);
-  const [ours, theirs] = socketPair();
+  const [ours, theirs] = openPair(action);
   try {
     let outcome: Outcome;
     try {
@@ -69,10 +69,28 @@ export function fusermountMount(mountpoint: string, options: string): number {
       fs.closeSync(theirs);
     }
     if (!outcome.succeeded) throw mountRefused(action, mountpoint, outcome.words);
-    // The program has ended: its message waits in the socket.
-    return receiveDescriptor(ours);
+    return takeDescriptor(ours, mountpoint, action);
   } finally {
     fs.closeSync(ours);
+  }
+}
+
+/** The program has ended: its message waits in the socket. */
+function takeDescriptor(socket: number, mountpoint: string, action: string): number {
+  try {
+    return receiveDescriptor(socket);
+  } catch (error) {
+    // Mounted, and nobody can serve it (no descriptor is left in this process, for one).
+    fusermountDetach(mountpoint, action);
+    throw hostError(error, `${action}: cannot receive ${FUSE_DEVICE} from fusermount3`, { path: mountpoint });
+  }
+}
+
+function openPair(action: string): [number, number] {
+  try {
+    return socketPair();
+  } catch (error) {
+    throw hostError(error, action);
   }
 }
 

@@ -12,8 +12,8 @@ const ECONNRESET = 104;
 
 /** struct cmsghdr: cmsg_len u64 at 0, cmsg_level i32 at 8, cmsg_type i32 at 12; the data follows at 16. */
 const CMSG_HEADER_BYTES = 16;
-/** Room for one header and one descriptor, rounded up to 8: a peer that sends more has the rest closed by the kernel (MSG_CTRUNC). */
-const CONTROL_BYTES = 24;
+/** Room for one header and one descriptor: a peer that sends more has the rest closed by the kernel (MSG_CTRUNC). */
+const CONTROL_BYTES = CMSG_HEADER_BYTES + 4;
 
 const iovec = koffi.struct({ base: 'void *', length: 'size_t' });
 const msghdr = koffi.struct('imagefs_msghdr', {
@@ -39,8 +39,9 @@ interface MessageHeader {
 const socketpair = declare<[number, number, number, Buffer]>(
   'int socketpair(int domain, int type, int protocol, void *pair)',
 );
+/** The message is not read back, so that it can be used again: what the call changes in the buffers is seen all the same. */
 const recvmsg = declare<[number, MessageHeader, number]>(
-  `int64_t recvmsg(int socket, _Inout_ ${koffi.introspect(msghdr).name} *message, int flags)`,
+  `int64_t recvmsg(int socket, ${koffi.introspect(msghdr).name} *message, int flags)`,
 );
 
 /** Two connected stream sockets, closed on exec. The caller closes both. */

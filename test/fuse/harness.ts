@@ -6,6 +6,7 @@ import * as os from 'node:os';
 import * as path from 'node:path';
 import * as readline from 'node:readline';
 import type { ExecutionContext } from 'ava';
+import { importPackage } from '../../src/fuse/native/session';
 import type { MountOptions, SessionKind } from '../../src/fuse/session';
 import type { EventCounts } from './memory-filesystem';
 import type { ServerAnswer, ServerRequest } from './server';
@@ -24,6 +25,9 @@ export interface ServerOptions extends Partial<Omit<MountOptions, 'mountpoint'>>
   uid?: number;
   /** An own folder by default. */
   mountpoint?: string;
+  /** A program, with its arguments, that runs the server. */
+  wrap?: string[];
+  env?: NodeJS.ProcessEnv;
 }
 
 export interface Server {
@@ -54,7 +58,7 @@ export function temporaryFolder(scope: Scope, uid?: number): string {
 }
 
 export async function startServer(scope: Scope, options: ServerOptions): Promise<Server> {
-  const { session, threads = 2, maskInitFlags, uid, ...rest } = options;
+  const { session, threads = 2, maskInitFlags, uid, wrap = [], env = {}, ...rest } = options;
   const mountpoint = options.mountpoint ?? temporaryFolder(scope, uid);
   const mount: MountOptions = {
     source: 'imagefs:test',
@@ -72,14 +76,14 @@ export async function startServer(scope: Scope, options: ServerOptions): Promise
     ...(maskInitFlags && { maskInitFlags }),
     ...(uid && { uid }),
   };
-  const child = spawn(process.execPath, [path.join(__dirname, 'server.js'), JSON.stringify(request)], {
-    stdio: ['pipe', 'pipe', 'pipe'],
-  });
+  const [program, ...args] = [...wrap, process.execPath, path.join(__dirname, 'server.js'), JSON.stringify(request)];
+  const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'], env: { ...process.env, ...env } });
   let stderr = '';
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     stderr += text;
   });
-  const ended = once(child, 'exit').then(([code]) => code as number | null);
+  // Not `exit`: what it has written may come later than that.
+  const ended = once(child, 'close').then(([code]) => code as number | null);
   const stop = async (): Promise<void> => {
     child.kill('SIGTERM');
     await ended;
@@ -124,15 +128,17 @@ export function skip(t: ExecutionContext, reason: string): void {
   t.not(process.env.IMAGEFS_REQUIRE_ALL, '1', reason);
 }
 
-/** Why mounting is impossible here; undefined when it is possible. As distributions do, /dev/fuse is opened to all. */
-export function mountingImpossible(): string | undefined {
+/** Why this session cannot be tried here; undefined when it can. As distributions do, /dev/fuse is opened to all. */
+export async function whyNot(session: SessionKind): Promise<string | undefined> {
   if (process.getuid?.() !== 0) return 'these tests mount as root';
+  if (spawnSync('unshare', ['-m', 'true'], { stdio: 'ignore' }).status !== 0) return 'root may not mount here';
   try {
     fs.chmodSync('/dev/fuse', 0o666);
     fs.closeSync(fs.openSync('/dev/fuse', 'r+'));
+    if (session === 'native') await importPackage();
     return undefined;
   } catch (error) {
-    return `no /dev/fuse here: ${(error as Error).message}`;
+    return `no FUSE here: ${(error as Error).message}`;
   }
 }
 

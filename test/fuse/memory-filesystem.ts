@@ -6,6 +6,7 @@
  *   events.json    what happened so far; st_size 0 like /proc
  *   growing.txt    longer than its st_size says
  *   held           a read waits until `release` has been opened
+ *   overlong       a read claims one byte more than was asked for
  *   many/          5,000 names
  *   faults/NAME    every read, write, fsync and size change throws what FAULTS has under that name
  */
@@ -115,7 +116,18 @@ export function createMemory(): SharedArrayBuffer {
   return memory;
 }
 
-const INO = { ROOT: 1, DISK: 2, READONLY: 3, EVENTS: 4, GROWING: 5, HELD: 6, RELEASE: 7, MANY: 8, FAULTS: 9 };
+const INO = {
+  ROOT: 1,
+  DISK: 2,
+  READONLY: 3,
+  EVENTS: 4,
+  GROWING: 5,
+  HELD: 6,
+  RELEASE: 7,
+  MANY: 8,
+  FAULTS: 9,
+  OVERLONG: 10,
+};
 const FIRST_FAULT = 100;
 const FIRST_OF_MANY = 10_000;
 const FAULT_NAMES = Object.keys(FAULTS);
@@ -127,6 +139,7 @@ const ROOT_ENTRIES: DirectoryEntry[] = [
   { name: 'growing.txt', ino: INO.GROWING, kind: 'file' },
   { name: 'held', ino: INO.HELD, kind: 'file' },
   { name: 'release', ino: INO.RELEASE, kind: 'file' },
+  { name: 'overlong', ino: INO.OVERLONG, kind: 'file' },
   { name: 'many', ino: INO.MANY, kind: 'directory' },
   { name: 'faults', ino: INO.FAULTS, kind: 'directory' },
 ];
@@ -208,6 +221,7 @@ export class MemoryFileSystem implements FileSystem {
   read(ino: number, handle: number, offset: number, target: Uint8Array, at: number, length: number): number {
     if (ino === INO.EVENTS || ino === INO.GROWING) return fs.readSync(handle, target, at, length, offset);
     this.throwFault(ino);
+    if (ino === INO.OVERLONG) return length + 1;
     if (ino === INO.HELD) this.waitForRelease();
     this.count('reads');
     const got = Math.max(0, Math.min(length, DISK_BYTES - offset));

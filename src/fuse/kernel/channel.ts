@@ -48,15 +48,14 @@ export class Channel {
     }
     // Not by /dev/fuse, but by whatever else it may be: the other end has closed.
     if (length === 0) return ENDED;
-    if (length < IN_HEADER_BYTES || this.u32(IN.LENGTH) !== length) return this.malformed(length);
+    if (length < IN_HEADER_BYTES) return this.malformed(length);
     const opcode = this.u32(IN.OPCODE);
+    const shortest = opcode < REQUEST_BYTES_MIN.length ? REQUEST_BYTES_MIN[opcode] : IN_HEADER_BYTES;
     this.answered = false;
-    if (opcode < REQUEST_BYTES_MIN.length && length < REQUEST_BYTES_MIN[opcode]) {
-      this.malformed(length);
-      this.answerError(EIO);
-      return NOTHING;
-    }
-    return length;
+    if (this.u32(IN.LENGTH) === length && length >= shortest) return length;
+    // Somebody may wait for it: it gets a reply, though nobody knows what it says.
+    this.answerError(EIO);
+    return this.malformed(length);
   }
 
   /** Field of the request; `at` is a multiple of 4. */

@@ -38,6 +38,7 @@ export interface InitReply {
 
 /**
  * ATOMIC_O_TRUNC is not wanted (the kernel then drops pages that a shared mapping has changed, though a disk keeps its size), nor
+ * AUTO_INVAL_DATA (each write moves the time of modification, and the kernel would drop its own cache for that), nor
  * WRITEBACK_CACHE: it would let the kernel collect writes that nobody but an fsync ever sees.
  *
  * @returns undefined when the kernel speaks a protocol that is too old
@@ -46,14 +47,13 @@ export function negotiate(request: InitRequest, options: KernelServeOptions): In
   if (request.major < PROTOCOL_MAJOR || (request.major === PROTOCOL_MAJOR && request.minor < PROTOCOL_MINOR_MIN)) {
     return undefined;
   }
-  let wanted =
+  const wanted =
     INIT_FLAG.ASYNC_READ |
     INIT_FLAG.BIG_WRITES |
     INIT_FLAG.ASYNC_DIO |
     INIT_FLAG.PARALLEL_DIROPS |
     INIT_FLAG.MAX_PAGES |
     INIT_FLAG.INIT_EXT;
-  if (options.kernelCache) wanted |= INIT_FLAG.AUTO_INVAL_DATA;
   const flags = request.flags & ~(options.maskInitFlags ?? 0) & wanted;
   const extended = (flags & INIT_FLAG.INIT_EXT) !== 0;
   return {
