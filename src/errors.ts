@@ -56,7 +56,9 @@ export interface SystemErrorLike extends Error {
 }
 
 export function isSystemError(error: unknown): error is SystemErrorLike {
-  return error instanceof Error && typeof (error as { code?: unknown }).code === 'string' && !(error instanceof BlockError);
+  return (
+    error instanceof Error && typeof (error as { code?: unknown }).code === 'string' && !(error instanceof BlockError)
+  );
 }
 
 /** `ENOSPC`, `EIO`, ... of a host error or of a BlockError caused by one; undefined when there is none. */

@@ -23,5 +23,7 @@ export function alignUp(offset: number, alignment: number): number {
 
 /** True for 1, 2, 4, ... up to 2^53. */
 export function isPowerOfTwo(value: number): boolean {
-  return Number.isSafeInteger(value) && value > 0 && Number.isInteger(Math.log2(value)) && 2 ** Math.log2(value) === value;
+  return (
+    Number.isSafeInteger(value) && value > 0 && Number.isInteger(Math.log2(value)) && 2 ** Math.log2(value) === value
+  );
 }
