@@ -61,16 +61,21 @@ export function isSystemError(error: unknown): error is SystemErrorLike {
   );
 }
 
+/** Numbers that Node gives no name to ("Unknown system error -122"). */
+const UNNAMED = new Map([[122, 'EDQUOT']]);
+
 /** `ENOSPC`, `EIO`, ... of a host error or of a BlockError caused by one; undefined when there is none. */
 export function errnoNameOf(error: unknown): string | undefined {
   if (error instanceof BlockError) return error.errnoName;
-  return isSystemError(error) && /^E[A-Z0-9]+$/.test(error.code) ? error.code : undefined;
+  if (!isSystemError(error)) return undefined;
+  return /^E[A-Z0-9]+$/.test(error.code) ? error.code : UNNAMED.get(Math.abs(error.errno ?? 0));
 }
 
 /** The words of strerror(3) for the host errors that people meet; the name itself for the rest. */
 const ERRNO_WORDS: Record<string, string> = {
   EACCES: 'Permission denied',
   EAGAIN: 'Resource temporarily unavailable',
+  EDQUOT: 'Disk quota exceeded',
   EBUSY: 'Device or resource busy',
   EEXIST: 'File exists',
   EFBIG: 'File too large',
