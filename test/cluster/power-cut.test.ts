@@ -6,6 +6,7 @@
 import test, { type ExecutionContext } from 'ava';
 import type { ImageNode } from '../../src/block/image-node';
 import { maintain } from '../../src/block/open';
+import { readQedHeader } from '../../src/formats/qed/header';
 import { MemoryStorage } from '../../src/storage/memory';
 import { type RecordedOperation, RecordingStorage } from '../../src/storage/recording';
 import { KIB, MIB } from '../../src/units';
@@ -143,6 +144,9 @@ class Judge {
     storage.write(0, cut.state.bytes, 0, cut.state.length, 'create');
     const result = checkStorage(storage);
     if (result.corruptions + result.checkErrors > 0) return this.wrong(where, result.messages.join('; '));
+    if (run.base === undefined && this.mustBeDirty(cut.given) && !readQedHeader(storage).dirty) {
+      return this.wrong(where, 'tables changed, and need-check is not set');
+    }
     const layers = run.base === undefined ? [storage] : [storage, run.base];
     const problem = this.compare(openChainOf(layers, { readOnly: true }).node, cut);
     if (problem !== undefined) return this.wrong(where, problem);
@@ -159,6 +163,17 @@ class Judge {
     if (closed.corruptions + closed.checkErrors > 0)
       return this.wrong(`${where}, reopened`, closed.messages.join('; '));
     return after === undefined || this.wrong(`${where}, reopened`, after);
+  }
+
+  /** Tables were changed, and nobody has touched the header since: the bit was durable before. */
+  private mustBeDirty(given: number): boolean {
+    const { log } = this.run;
+    for (let at = given - 1; at >= 0; at--) {
+      const { event } = log[at];
+      if (event === 'header-update') return false;
+      if (event === 'l1-update' || event === 'l2-update') return true;
+    }
+    return false;
   }
 
   /** The power fails again while the image is opened for writing, and perhaps repaired. */
