@@ -10,21 +10,24 @@ import { BlockError } from '../errors';
 
 export type BackingGate = 'directory' | 'any';
 
+/** What an image names another file for. */
+export type NamedFile = 'backing file' | 'data file';
+
 /** QEMU accepts `file:NAME`; any other prefix of letters names a protocol, which we do not have. */
 const PROTOCOL = /^[a-z][a-z0-9+.-]*:/i;
 
 /**
- * Path of the backing file that `imagePath` names; relative names count from the image's directory.
+ * Path of the file that `imagePath` names; relative names count from the image's directory.
  * Throws UNSUPPORTED_FEATURE for `json:` and protocol names.
  */
-export function resolveBackingName(imagePath: string, name: string): string {
+export function resolveFileName(what: NamedFile, imagePath: string, name: string): string {
   const plain = name.startsWith('file:') ? name.slice('file:'.length) : name;
   const protocol = PROTOCOL.exec(plain);
   // As QEMU: a slash before the colon means that it is a path.
   if (protocol !== null && !plain.slice(0, plain.indexOf(':')).includes('/')) {
     throw new BlockError(
       'UNSUPPORTED_FEATURE',
-      `Cannot open the backing file "${name}" of "${imagePath}": "${protocol[0]}" names are not supported, only files`,
+      `Cannot open the ${what} "${name}" of "${imagePath}": "${protocol[0]}" names are not supported, only files`,
       { path: imagePath },
     );
   }
@@ -32,15 +35,15 @@ export function resolveBackingName(imagePath: string, name: string): string {
   return imagePath.slice(0, imagePath.lastIndexOf('/') + 1) + plain;
 }
 
-/** Throws DENIED when a raw backing file lies outside the directory of the image that names it. Symbolic links resolved. */
-export function checkRawBacking(imagePath: string, backingPath: string, gate: BackingGate): void {
+/** Throws DENIED when a raw backing file or data file lies outside the directory of the image that names it. Symbolic links resolved. */
+export function checkRawFile(what: NamedFile, imagePath: string, filePath: string, gate: BackingGate): void {
   if (gate === 'any') return;
   const directory = path.dirname(fs.realpathSync(imagePath));
-  const real = fs.realpathSync(backingPath);
+  const real = fs.realpathSync(filePath);
   if (real.startsWith(directory === '/' ? '/' : `${directory}/`)) return;
   throw new BlockError(
     'DENIED',
-    `Cannot open the raw backing file "${backingPath}" of "${imagePath}": it is outside the image's directory; allow it with --backing any`,
-    { path: backingPath },
+    `Cannot open the raw ${what} "${filePath}" of "${imagePath}": it is outside the image's directory; allow it with --backing any`,
+    { path: filePath },
   );
 }

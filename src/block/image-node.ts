@@ -16,6 +16,7 @@ export class ImageNode implements BlockNode, Below {
     readonly storage: Storage,
     readonly layer: Layer,
     readonly backing: ImageNode | undefined,
+    private readonly data?: Storage,
   ) {
     this.format = header.format;
     this.path = storage.path;
@@ -122,7 +123,7 @@ export class ImageNode implements BlockNode, Below {
   }
 
   allocatedBytes(): number {
-    return this.storage.allocatedBytes();
+    return this.storage.allocatedBytes() + (this.data?.allocatedBytes() ?? 0);
   }
 
   statistics(): BlockNodeStatistics {

@@ -12,7 +12,7 @@ import { attachStorage } from '../storage/attach';
 import { FileStorage } from '../storage/file';
 import { lockImage, READER_LOCK, WRITER_LOCK } from '../storage/image-lock';
 import type { Storage, StorageDescriptor } from '../storage/storage';
-import { type BackingGate, checkRawBacking, resolveBackingName } from './gate';
+import { type BackingGate, checkRawFile, resolveFileName } from './gate';
 import { ImageNode } from './image-node';
 import type { BlockNode } from './node';
 
@@ -42,6 +42,8 @@ export interface OpenOptions {
 /** One layer as plain data; structured-cloneable. */
 interface LayerDescriptor {
   storage: StorageDescriptor;
+  /** External data file. */
+  data?: StorageDescriptor;
   header: ImageHeader;
   state: ImageStateDescriptor;
   imageId: number;
@@ -95,13 +97,15 @@ export function attachChain(
   const cache = new TableCache(descriptor.cache);
   let below: ImageNode | undefined;
   for (let i = descriptor.layers.length - 1; i >= 0; i--) {
-    const { storage: storageDescriptor, header, state, imageId } = descriptor.layers[i];
+    const { storage: storageDescriptor, data: dataDescriptor, header, state, imageId } = descriptor.layers[i];
     const storage = attach(storageDescriptor);
-    const driver = formatByName(header.format).attach(header, storage, new ImageState(state, thread), cache, imageId);
+    const data = dataDescriptor === undefined ? undefined : attach(dataDescriptor);
+    const module = formatByName(header.format);
+    const driver = module.attach(header, storage, new ImageState(state, thread), cache, imageId, data);
     const layer = driver.capabilities.clusters
       ? new ClusterLayer(driver, cache, imageId, below)
       : new FlatLayer(driver);
-    below = new ImageNode(header, storage, layer, below);
+    below = new ImageNode(header, storage, layer, below, data);
   }
   if (below === undefined) throw new Error('an image has at least one layer');
   return below;
@@ -153,24 +157,66 @@ function openChain(path: string, options: OpenOptions, layers: LayerDescriptor[]
     const storage = openLayerFile(current, readOnly);
     storages.push(storage);
     refuseLoop(storage, current.overlay, seen);
-    const { module, header } = probeImage(storage, current.format);
+    const { module, header: found } = probeImage(storage, current.format);
     if (current.overlay !== undefined && module.name === 'raw')
-      checkRawBacking(current.overlay, current.path, options.backing);
-    if (options.lock && !(readOnly && options.forceShare === true))
-      lockImage(storage.fd, current.path, readOnly ? READER_LOCK : WRITER_LOCK);
+      checkRawFile('backing file', current.overlay, current.path, options.backing);
+    const locks = options.lock && !(readOnly && options.forceShare === true);
+    if (locks) lockImage(storage.fd, current.path, readOnly ? READER_LOCK : WRITER_LOCK);
+    // Whoever had the lock before may have changed it since.
+    const header = locks ? module.readHeader(storage) : found;
+    const data = openDataFile(current.path, header, readOnly, options);
+    if (data !== undefined) {
+      storages.push(data);
+      refuseLoop(data, current.path, seen);
+      if (locks) lockImage(data.fd, data.path, readOnly ? READER_LOCK : WRITER_LOCK);
+    }
     if (!readOnly) module.prepareWrite?.(header, storage);
     const state = createImageState(options.threads, !readOnly);
     module.initState(header, storage, new ImageState(state, 0));
-    layers.push({ storage: storage.describe(), header, state, imageId: options.imageId + layers.length });
+    layers.push({
+      storage: storage.describe(),
+      ...(data === undefined ? {} : { data: data.describe() }),
+      header,
+      state,
+      imageId: options.imageId + layers.length,
+    });
     next =
       header.backing === undefined || options.withoutBacking === true
         ? undefined
         : {
-            path: resolveBackingName(current.path, header.backing.name),
+            path: resolveFileName('backing file', current.path, header.backing.name),
             format: header.backing.format,
             overlay: current.path,
           };
   }
+}
+
+/** The external file with the guest data, if the image has one; not needed where the backing file is not. */
+function openDataFile(
+  path: string,
+  header: ImageHeader,
+  readOnly: boolean,
+  options: OpenOptions,
+): FileStorage | undefined {
+  if (header.dataFile === undefined || options.withoutBacking === true) return undefined;
+  const dataPath = resolveFileName('data file', path, header.dataFile.name);
+  let data: FileStorage;
+  try {
+    data = FileStorage.open(dataPath, { readOnly });
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    throw new BlockError(error.code, `Cannot open the data file of "${path}": ${error.message}`, {
+      path: dataPath,
+      cause: error.cause,
+    });
+  }
+  try {
+    checkRawFile('data file', path, dataPath, options.backing);
+  } catch (error) {
+    data.close();
+    throw error;
+  }
+  return data;
 }
 
 function openLayerFile(layer: { path: string; overlay?: string }, readOnly: boolean): FileStorage {
@@ -209,11 +255,15 @@ function refuseLoop(storage: FileStorage, overlay: string | undefined, seen: Map
 
 function openedImage(descriptor: ImageDescriptor, storages: FileStorage[], nextImageId: number): OpenImage {
   const node = attachChain(descriptor, 0, attachStorage);
+  let closed = false;
   return {
     node,
     nextImageId,
     describe: () => descriptor,
     close() {
+      // Descriptors are numbers: a second close would close somebody else's file.
+      if (closed) return;
+      closed = true;
       try {
         node.layer.finish();
       } finally {

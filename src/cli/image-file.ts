@@ -3,7 +3,7 @@
  * backing file of an image unless its chain was asked for, so that a missing one stands in nobody's way.
  */
 import * as fs from 'node:fs';
-import { resolveBackingName } from '../block/gate';
+import { resolveFileName } from '../block/gate';
 import { CHAIN_DEPTH_MAX, probeImage } from '../block/open';
 import { BlockError, hostError } from '../errors';
 import type { FormatModule, ImageHeader } from '../formats/format';
@@ -73,7 +73,7 @@ export function withChain<T>(path: string, options: FileOptions, use: (file: Ima
       const { backing } = file.header;
       return backing === undefined
         ? undefined
-        : { path: resolveBackingName(current, backing.name), format: backing.format };
+        : { path: resolveFileName('backing file', current, backing.name), format: backing.format };
     });
   }
   return results;

@@ -124,6 +124,7 @@ export class ClusterLayer implements Layer {
     state.resizeMutex.with(() => {
       const old = state.virtualSize;
       if (size <= old) return;
+      this.growTables(size);
       // The new part reads zero, also where the backing file goes on behind the old end. Entries behind the end of the disk
       // harm nobody, so they come first: a crash before the header is written leaves the disk as it was.
       if (below !== undefined && below.size() > old) {
@@ -138,6 +139,15 @@ export class ClusterLayer implements Layer {
         });
       });
     });
+  }
+
+  private growTables(size: number): void {
+    for (;;) {
+      const first = this.driver.growTables?.(size);
+      if (first === undefined) return;
+      if (first === 'flush') this.flush();
+      else this.mapper.load(first);
+    }
   }
 
   status(guest: number, maxLength: number): LayerStatus {
@@ -218,6 +228,12 @@ export class ClusterLayer implements Layer {
     const { driver } = this;
     const mapping = this.mapper.lookUp(guest, length);
     if (this.readsZero(mapping, guest)) return mapping.length;
+    if (driver.zeroesInPlace && mapping.kind === 'data' && mapping.writable) return this.zeroInside(guest, length);
+    // No entry can say it: without zero clusters, or where the rest of a compressed cluster stays.
+    const cannotPoint =
+      (this.below !== undefined && !driver.hasZeroClusters) ||
+      (mapping.kind === 'compressed' && driver.granule !== driver.clusterSize);
+    if (cannotPoint) return this.zeroInside(guest, length);
     const inSlice = Math.min(mapping.length, driver.sliceSpan - (guest % driver.sliceSpan));
     const target = this.below === undefined ? { kind: 'unallocated' as const } : { kind: 'zero' as const };
     return this.remapper.point(guest, inSlice, target) ? inSlice : 0;

@@ -2,7 +2,7 @@
  * What a flush does, and in which order (DESIGN section 5):
  *
  *   1. under the image's lock: copies of the dirty table sectors, the list of dropped places. This is the flush's epoch.
- *   2. reference counts are written; fdatasync: the data of every entry in those copies is safe, it is counted, and new
+ *   2. reference counts are written; fdatasync; then, when one was added, the table of their blocks; fdatasync: the data of every entry in those copies is safe, it is counted, and new
  *      tables are safe, empty. A crash before 3 leaks the new clusters and nothing more. Counts that went down did so in
  *      step 4 of an earlier flush, so writing them now names nothing free that a table on disk still uses.
  *   3. the copies are written, L2 before L1; fdatasync. A crash in between leaves any subset of the entries: each is
@@ -21,9 +21,12 @@ import type { Storage, StorageEvent } from '../storage/storage';
 
 const log = logOf('cluster');
 
-/** Tables nearer to the data first; reference counts come before all of them. */
-const ORDER: Record<TableLevel, number> = { refcount: 0, l2: 1, l1: 2 };
-const EVENT: Record<TableLevel, StorageEvent> = { refcount: 'refcount-update', l2: 'l2-update', l1: 'l1-update' };
+const EVENT: Record<TableLevel, StorageEvent> = {
+  refcount: 'refcount-update',
+  'refcount-table': 'refcount-update',
+  l2: 'l2-update',
+  l1: 'l1-update',
+};
 
 /** The flush itself; the caller holds the flush gate and no lock. */
 export function flushImage(driver: FormatDriver, cache: TableCache, imageId: number): void {
@@ -76,20 +79,28 @@ function writeTables(
   dataDirty: boolean,
 ): void {
   const { storage, data } = driver;
-  const counts = spans.filter((span) => span.level === 'refcount');
-  const tables = spans.filter((span) => span.level !== 'refcount').sort((a, b) => ORDER[a.level] - ORDER[b.level]);
+  const of = (wanted: TableLevel) => spans.filter(({ level }) => level === wanted);
+  const counts = of('refcount');
+  const blocks = of('refcount-table');
+  const tables = [...of('l2'), ...of('l1')];
   let done = false;
   try {
-    for (const span of counts) storage.write(span.offset, span.bytes, 0, span.bytes.length, 'refcount-update');
+    writeSpans(storage, counts);
     if (dataDirty && data !== storage) sync(driver, data, 'flush-data');
-    if (counts.length > 0 || (dataDirty && (data === storage || tables.length > 0)))
+    if (counts.length > 0 || (dataDirty && (data === storage || tables.length > 0 || blocks.length > 0)))
       sync(driver, storage, 'flush-data');
-    for (const span of tables) storage.write(span.offset, span.bytes, 0, span.bytes.length, EVENT[span.level]);
+    writeSpans(storage, blocks);
+    if (blocks.length > 0) sync(driver, storage, 'flush-data');
+    writeSpans(storage, tables);
     if (tables.length > 0) sync(driver, storage, 'flush-l2');
     done = true;
   } finally {
     if (!done || spans.length > 0) settle(driver, cache, spans, drops, dataDirty, done);
   }
+}
+
+function writeSpans(storage: Storage, spans: DirtySpan[]): void {
+  for (const span of spans) storage.write(span.offset, span.bytes, 0, span.bytes.length, EVENT[span.level]);
 }
 
 function settle(

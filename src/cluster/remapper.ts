@@ -25,6 +25,8 @@ const DROP_ROOM = 2048;
 
 /** A run that needs a place: from the granule of the request's start on, inside one table slice. */
 interface Run {
+  /** Where the places begin: the request's granule, or its cluster where that has to be replaced as a whole. */
+  start: number;
   /** Bytes from the request's start. */
   length: number;
   first: Mapping['kind'];
@@ -47,7 +49,7 @@ export class Remapper {
    * keep what they read as). Handles one run. @returns bytes done, at most `length`; 0: it is writable data by now, look again
    */
   write(guest: number, length: number, source: Uint8Array | undefined, at: number): number {
-    const { clusterSize, granule } = this.driver;
+    const { clusterSize } = this.driver;
     // Whole clusters, also where granules are smaller: two requests must not both allocate one cluster.
     const remapped = { start: alignDown(guest, clusterSize), end: alignUp(guest + length, clusterSize) };
     return this.changing(guest, remapped, () => {
@@ -55,11 +57,11 @@ export class Remapper {
       const found = this.reserveRun(guest, length, source !== undefined);
       if (found === undefined) return 0;
       const { run, reservation } = found;
-      const start = alignDown(guest, granule);
+      const { start } = run;
       const done = Math.min(run.length, start + reservation.length - guest);
       try {
         this.driver.growHostFile(reservation.offset + reservation.length);
-        this.fill(reservation, start, guest, done, source, at, run);
+        this.fill(reservation, guest, done, source, at, run);
         state.markDataDirty();
       } catch (error) {
         this.mapper.locked(() => this.driver.release(reservation));
@@ -119,12 +121,15 @@ export class Remapper {
     mixed: boolean,
   ): { run: Run; reservation: Reservation } | undefined {
     const { driver } = this;
-    const start = alignDown(guest, driver.granule);
     for (;;) {
       const got = this.mapper.locked(() => {
         const run = this.runAt(guest, length, mixed);
         if (run === undefined || 'offset' in run) return run;
-        const reservation = driver.reserve(start, alignUp(guest + run.length, driver.granule) - start);
+        const unit = driver.writeUnit?.(guest) ?? driver.granule;
+        run.start = alignDown(guest, unit);
+        // A cluster with subclusters of any kind moves as a whole.
+        if (unit !== driver.granule) run.first = run.last = 'data';
+        const reservation = driver.reserve(run.start, alignUp(guest + run.length, unit) - run.start);
         if (reservation === 'prepare' || 'level' in reservation) return reservation;
         return { run, reservation };
       });
@@ -140,11 +145,13 @@ export class Remapper {
    */
   private runAt(guest: number, maxLength: number, mixed: boolean): Run | TableSlice | undefined {
     const { driver } = this;
-    const length = Math.min(maxLength, driver.sliceSpan - (guest % driver.sliceSpan));
+    // With subclusters one cluster at a time: each may have a place already, or none.
+    const span = driver.granule === driver.clusterSize ? driver.sliceSpan : driver.clusterSize;
+    const length = Math.min(maxLength, span - (guest % span));
     const first = driver.map(guest, length);
     if (first.kind === 'miss') return first.slice;
     if (first.kind === 'data' && first.writable) return undefined;
-    const run: Run = { length: first.length, first: first.kind, last: first.kind };
+    const run: Run = { start: guest, length: first.length, first: first.kind, last: first.kind };
     while (mixed && run.length < length) {
       const next = driver.map(guest + run.length, length - run.length);
       if (next.kind === 'miss' || (next.kind === 'data' && next.writable)) break;
@@ -157,7 +164,6 @@ export class Remapper {
   /** Writes the reserved places: the guest's bytes, and around them what the first and last granule keep. */
   private fill(
     place: Reservation,
-    start: number,
     guest: number,
     length: number,
     source: Uint8Array | undefined,
@@ -165,6 +171,7 @@ export class Remapper {
     run: Run,
   ): void {
     const { data } = this.driver;
+    const { start } = run;
     const end = start + place.length;
     const bodyEnd = source === undefined ? guest : guest + length;
     const head = this.keeps(run.first, start, guest, place.fresh);

@@ -35,6 +35,8 @@ export interface Reservation {
   length: number;
   /** The places read as zero now: beyond the end of the file since it was opened, or punched since. */
   fresh: boolean;
+  /** The clusters have these places already (the rest of a cluster with subclusters, a data file): nothing to give back. */
+  kept?: true;
 }
 
 /** What guest clusters point to from now on. */
@@ -84,6 +86,12 @@ export interface FormatDriver {
    */
   reserve(guest: GuestOffset, length: number): Reservation | TableSlice | 'prepare';
 
+  /**
+   * Bytes that a write at `guest` must replace as a whole, `granule` or `clusterSize`: a cluster has one place for all of its
+   * subclusters. After `prepareTables`, lock held exclusively. Absent: always the granule.
+   */
+  writeUnit?(guest: GuestOffset): number;
+
   /** Gives places of a reservation back that were never published. Lock held exclusively; memory only. */
   release(reservation: Reservation): void;
 
@@ -114,6 +122,18 @@ export interface FormatDriver {
 
   /** Writes the header (the caller syncs it). The meta mutex is held. */
   writeHeader(fields: { dirty: boolean; virtualSize: number }): void;
+
+  /**
+   * Sees to it that the tables can describe a disk of `size` bytes. Called without the lock, with the resize mutex held,
+   * before the size changes. @returns what to do first, after which it is called again: load the slice, or flush
+   */
+  growTables?(size: number): TableSlice | 'flush' | undefined;
+
+  /** Entries can say "reads zero" where a backing file would show through. Without it zeroes are written. */
+  readonly hasZeroClusters: boolean;
+
+  /** Data that becomes zero stays where it is and is zeroed there: the data file is read by others too. */
+  readonly zeroesInPlace: boolean;
 
   /** Guest bytes that one table slice maps; `publish` takes ranges inside one such span. */
   readonly sliceSpan: number;

@@ -5,6 +5,7 @@
 import type { ImageState } from '../shared/image-state';
 import type { TableCache } from '../shared/table-cache';
 import type { Storage } from '../storage/storage';
+import type { CreateOptionSpec } from './create-options';
 import type { DriverCapabilities, FormatDriver } from './driver';
 
 /** What a header says, as plain data: structured-cloneable, the same in every thread, fixed while the image is open. */
@@ -28,7 +29,16 @@ export interface CreateOptions {
   backing?: { name: string; format?: string };
   clusterSize?: number;
   tableSize?: number;
-  preallocation?: 'off' | 'falloc' | 'full';
+  preallocation?: 'off' | 'metadata' | 'falloc' | 'full';
+  /** qcow2: version of the header; 3 when absent. */
+  version?: 2 | 3;
+  /** qcow2: width of a reference count, 1 to 64. */
+  refcountBits?: number;
+  lazyRefcounts?: boolean;
+  extendedL2?: boolean;
+  /** qcow2: an external file for the guest data, as the header names it; `raw`: it must always read as the disk does. */
+  dataFile?: { name: string; raw: boolean };
+  compressionType?: 'zlib' | 'zstd';
 }
 
 /** Counts in the words of `qemu-img check --output=json` (ImageCheck). */
@@ -56,17 +66,32 @@ export interface FormatModule {
   probe(head: Uint8Array): boolean;
   /** Reads and validates the header. Bounds every field before it is used. Changes nothing. */
   readHeader(storage: Storage): ImageHeader;
-  /** Fills the shared state of a newly opened image (main thread, once): sizes, file end, need-check. Changes nothing on disk. */
+  /** Fills the shared state of a newly opened image (main thread, once): sizes, file end, dirty bit. Changes nothing on disk. */
   initState(header: ImageHeader, storage: Storage, state: ImageState): void;
   /**
    * What must be true on disk before the first write: bits cleared, an image that was not closed cleanly checked. Called
    * once, after the lock is taken and before `initState`. May change the header object. Absent: nothing to do.
    */
   prepareWrite?(header: ImageHeader, storage: Storage): void;
-  /** This thread's driver over the shared state. `imageId` keys the image's tables in the cache. */
-  attach(header: ImageHeader, storage: Storage, state: ImageState, cache: TableCache, imageId: number): FormatDriver;
-  /** Writes a new image into an empty storage. Absent: cannot be created. */
-  create?(storage: Storage, options: CreateOptions): void;
+  /**
+   * This thread's driver over the shared state. `imageId` keys the image's tables in the cache.
+   * @param data the file that `header.dataFile` names
+   */
+  attach(
+    header: ImageHeader,
+    storage: Storage,
+    state: ImageState,
+    cache: TableCache,
+    imageId: number,
+    data?: Storage,
+  ): FormatDriver;
+  /**
+   * Writes a new image into an empty storage. Absent: cannot be created.
+   * @param data the file that `options.dataFile` names, which is emptied; absent when there is none
+   */
+  create?(storage: Storage, options: CreateOptions, data?: Storage): void;
+  /** What `create -o` takes, in the order in which it is shown. Absent: nothing. */
+  readonly createOptions?: readonly CreateOptionSpec[];
   /** Checks the tables, and repairs when asked and the storage is writable. Absent: this format has no checks. */
   check?(header: ImageHeader, storage: Storage, repair: RepairMode): CheckResult;
 }

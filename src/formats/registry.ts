@@ -2,10 +2,11 @@
 import { BlockError } from '../errors';
 import type { Storage } from '../storage/storage';
 import type { FormatModule } from './format';
+import { qcow2Format } from './qcow2/format';
 import { qedFormat } from './qed/format';
 import { rawFormat } from './raw/format';
 
-export const FORMATS: readonly FormatModule[] = [qedFormat, rawFormat];
+export const FORMATS: readonly FormatModule[] = [qcow2Format, qedFormat, rawFormat];
 
 /** Bytes that probing looks at. */
 const PROBE_BYTES = 512;

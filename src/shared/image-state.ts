@@ -34,6 +34,10 @@ const DIRTY_SINCE = 3;
 const LAST_ALLOCATION = 4;
 const FORGOTTEN = 5;
 
+/** First of the format's own numbers, and how many there are. */
+const FORMAT_NUMBERS = 16;
+const FORMAT_NUMBERS_COUNT = 16;
+
 const WORDS_BYTES = 256;
 const FLOATS_BYTES = 256;
 
@@ -96,6 +100,8 @@ export class ImageState {
   /** Places whose release is durable, waiting for requests that began before it (number: generation). Lock held exclusively. */
   readonly retired: RunQueue;
   readonly words: Int32Array;
+  /** What the format keeps for itself, e.g. places of tables that move; all 0 at first. */
+  readonly numbers: Float64Array;
   private readonly floats: Float64Array;
   private readonly lanes: Float64Array;
   private readonly lane: number;
@@ -107,6 +113,7 @@ export class ImageState {
     const { buffer, threads, writable } = descriptor;
     this.words = new Int32Array(buffer, 0, WORDS_BYTES / 4);
     this.floats = new Float64Array(buffer, WORDS_BYTES, FLOATS_BYTES / 8);
+    this.numbers = this.floats.subarray(FORMAT_NUMBERS, FORMAT_NUMBERS + FORMAT_NUMBERS_COUNT);
     this.lock = new RwLock(this.words, LOCK);
     this.growMutex = new Mutex(this.words, GROW_MUTEX);
     this.metaMutex = new Mutex(this.words, META_MUTEX);

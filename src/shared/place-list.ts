@@ -76,6 +76,28 @@ export class PlaceList {
     return undefined;
   }
 
+  /**
+   * What the list says about `[offset, offset + length)`: a listed part at its start is taken; else nothing is.
+   * @returns bytes from `offset` on that are all of one sort, and whether they were taken from the list
+   */
+  takeAt(offset: number, length: number): { length: number; listed: boolean } {
+    const { runs } = this;
+    const after = this.firstAfter(offset);
+    const at = after - 1;
+    const end = at < 0 ? 0 : runs[at * 2] + runs[at * 2 + 1];
+    if (end <= offset) {
+      const next = after < this.count ? runs[after * 2] : Number.POSITIVE_INFINITY;
+      return { length: Math.min(length, next - offset), listed: false };
+    }
+    const taken = Math.min(length, end - offset);
+    const start = runs[at * 2];
+    this.remove(at);
+    if (start < offset) this.add(start, offset - start);
+    // The list may be full now: the rest is forgotten, which the caller's search finds again.
+    if (offset + taken < end) this.add(offset + taken, end - offset - taken);
+    return { length: taken, listed: true };
+  }
+
   /** Takes the run that ends at `end`, if there is one. @returns where the run began, else `end` */
   takeEndingAt(end: number): number {
     const last = this.count - 1;

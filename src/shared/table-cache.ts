@@ -39,9 +39,9 @@ const CLOCK = 2;
 const DIRTY_SLOTS = 3;
 const MISSES = 4;
 
-/** What the entries of a table say: where clusters are, where L2 tables are, how often clusters are referenced. */
-export type TableLevel = 'l1' | 'l2' | 'refcount';
-const LEVELS: readonly TableLevel[] = ['l1', 'l2', 'refcount'];
+/** What the entries of a table say: where clusters are, where L2 tables are, how often clusters are referenced, where those counts are. */
+export type TableLevel = 'l1' | 'l2' | 'refcount' | 'refcount-table';
+const LEVELS: readonly TableLevel[] = ['l1', 'l2', 'refcount', 'refcount-table'];
 
 /** Part of a table that a slot holds. */
 export interface TableSlice {
@@ -209,6 +209,39 @@ export class TableCache {
       Atomics.notify(this.state, slot);
     }
     return true;
+  }
+
+  /** Does a slice of `image` that overlaps `[from, to)` differ from the file? The image's lock is held. */
+  isDirty(image: number, from: number, to: number): boolean {
+    for (let slot = 0; slot < this.slots; slot++) {
+      if ((Atomics.load(this.state, slot) & 7) !== DIRTY || this.image[slot] !== image) continue;
+      if (this.key[slot] < to && this.key[slot] + SLICE_BYTES > from) return true;
+    }
+    return false;
+  }
+
+  /**
+   * Forgets the slice at `offset`: the table that was there is no more, and nobody looks it up. Otherwise another table at
+   * the same place would read as the old one. The image's lock is held exclusively.
+   * @returns true when it differed from the file
+   */
+  forgetSlice(image: number, offset: number): boolean {
+    const first = this.setOf(image, offset) * WAYS;
+    for (let slot = first; slot < first + WAYS; slot++) {
+      if (this.key[slot] !== offset || this.image[slot] !== image) continue;
+      return this.mutex.with(() => {
+        const state = Atomics.load(this.state, slot);
+        if ((state & 7) < CLEAN || this.key[slot] !== offset || this.image[slot] !== image) return false;
+        // An eviction needs the cache mutex, a claim the image's lock: both are ours.
+        this.mask[slot] = 0;
+        this.key[slot] = -1;
+        Atomics.store(this.state, slot, nextVersion(state) + FREE);
+        if ((state & 7) !== DIRTY) return false;
+        Atomics.sub(this.header, DIRTY_SLOTS, 1);
+        return true;
+      });
+    }
+    return false;
   }
 
   /** Copies of everything of `image` that differs from the file. The image's lock is held exclusively; one flush at a time. */

@@ -32,7 +32,7 @@ const BIT_FILES = [
   /^src\/fuse\/kernel\//,
   /^src\/system\//,
   /^src\/shared\//,
-  /^src\/formats\/[a-z0-9]+\/([a-z-]*header|entry|features|create|cluster-bitmap)\.ts$/,
+  /^src\/formats\/[a-z0-9]+\/([a-z-]*(header|codec)|entry|features|create|cluster-bitmap)\.ts$/,
   /^src\/vfs\/tree\.ts$/, // permission words
 ];
 

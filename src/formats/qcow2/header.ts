@@ -150,6 +150,13 @@ export function encodeQcow2Header(header: Qcow2Header, path: string, unknownFiel
   return all;
 }
 
+/** The autoclear bits that a writer who knows what we know may leave: those whose promise still holds. */
+export function autoclearBits(header: Qcow2Header): bigint {
+  const kept =
+    (header.bitmaps === undefined ? 0n : AUTOCLEAR_BITMAPS) | (header.rawDataFile ? AUTOCLEAR_DATA_FILE_RAW : 0n);
+  return header.autoclear & kept;
+}
+
 function incompatibleBits(header: Qcow2Header): bigint {
   const kept = header.incompatible & ~(INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT);
   return kept | (header.dirty ? INCOMPATIBLE_DIRTY : 0n) | (header.corrupt ? INCOMPATIBLE_CORRUPT : 0n);

@@ -10,6 +10,8 @@ export class RawDriver implements FormatDriver {
   readonly format = 'raw';
   readonly capabilities = RAW_CAPABILITIES;
   readonly clusterSize = 0;
+  readonly hasZeroClusters = true;
+  readonly zeroesInPlace = false;
   readonly granule = 0;
   readonly data: Storage;
   readonly usesDirtyBit = false;

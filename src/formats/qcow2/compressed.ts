@@ -1,0 +1,61 @@
+/**
+ * Compressed clusters: a raw deflate stream or a zstd frame that makes exactly one cluster. The bytes at hand go on behind
+ * its end (sectors are shared with the next cluster), so the stream itself must say where it ends. Streams come from
+ * strangers: what they make is bounded while they are inflated, not afterwards.
+ */
+import * as zlib from 'node:zlib';
+import { Decompress } from 'fzstd';
+import type { CompressionType } from './layout';
+import { frameLength } from './zstd-header';
+
+type NativeZstd = (bytes: Uint8Array, options: { maxOutputLength: number }) => Uint8Array;
+/** Node has it from 22.15 and 24 on. */
+const nativeZstd = (zlib as { zstdDecompressSync?: NativeZstd }).zstdDecompressSync;
+
+/**
+ * Fills `cluster` from the stream at the start of `bytes`.
+ * @param failure makes the error that is thrown
+ */
+export function inflateCluster(
+  type: CompressionType,
+  bytes: Uint8Array,
+  cluster: Uint8Array,
+  failure: (problem: string) => Error,
+): void {
+  let made: Uint8Array;
+  try {
+    made = type === 'zlib' ? inflate(bytes, cluster.length) : unzstd(bytes, cluster.length);
+  } catch (error) {
+    throw failure(`the ${type} stream is damaged: ${error instanceof Error ? error.message : String(error)}`);
+  }
+  if (made.length !== cluster.length) {
+    throw failure(`the ${type} stream makes ${made.length} bytes, a cluster has ${cluster.length}`);
+  }
+  cluster.set(made);
+}
+
+/** One cluster as a stream; undefined when that is not smaller. */
+export function deflateCluster(type: CompressionType, cluster: Uint8Array): Uint8Array | undefined {
+  if (type !== 'zlib') return undefined;
+  // Readers of the format may have a window of 4 KiB only.
+  const made = zlib.deflateRawSync(cluster, { windowBits: 12 });
+  return made.length < cluster.length ? made : undefined;
+}
+
+function inflate(bytes: Uint8Array, length: number): Uint8Array {
+  return zlib.inflateRawSync(bytes, { maxOutputLength: length });
+}
+
+function unzstd(bytes: Uint8Array, length: number): Uint8Array {
+  const frame = bytes.subarray(0, frameLength(bytes, length));
+  if (nativeZstd !== undefined) return nativeZstd(frame, { maxOutputLength: length });
+  const made = new Uint8Array(length);
+  let done = 0;
+  const decoder = new Decompress((chunk) => {
+    if (done + chunk.length > length) throw new Error(`it makes more than ${length} bytes`);
+    made.set(chunk, done);
+    done += chunk.length;
+  });
+  decoder.push(frame, true);
+  return made.subarray(0, done);
+}
