@@ -314,9 +314,18 @@ export class TableCache {
     return dropped;
   }
 
+  /**
+   * Neighbouring slices lie in neighbouring sets, so that a table fills the cache evenly. Whole rounds of sets are shifted
+   * against each other: tables lie powers of two apart, and their first slices would all meet in a few sets.
+   */
   private setOf(image: number, offset: number): number {
-    // Offsets are multiples of 512 below 2^53; the product of small primes spreads neighbouring slices over the sets.
-    return (offset / SECTOR + Math.floor(offset / SLICE_BYTES) * 31 + image * 977) % this.sets;
+    const slice = Math.floor(offset / SLICE_BYTES);
+    const round = Math.floor(slice / this.sets);
+    // Tables smaller than a slice begin at some sector of one. Multiplications keep the low 32 bits.
+    const low = Math.imul((round % 2 ** 27) * 32 + (offset % SLICE_BYTES) / SECTOR, 0x9e3779b1);
+    const high = Math.imul(Math.floor(round / 2 ** 27) * 1024 + image, 0x85ebca6b);
+    const mixed = Math.imul(low ^ high ^ (low >>> 15), 0xc2b2ae35);
+    return (slice + ((mixed ^ (mixed >>> 13)) >>> 0)) % this.sets;
   }
 
   /** The slot of this key in any state but free. The cache mutex is held. */
