@@ -176,6 +176,8 @@ async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): P
   }
   const { mountKernel } = await import('../fuse/kernel/mount');
   const deviceFd = mountKernel(options);
-  crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve: { kernelCache, readOnly }, testing });
+  const spinner = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+  const serve = { kernelCache, readOnly, spinner };
+  crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve, testing });
   return { letGo: crew.workersEnded };
 }

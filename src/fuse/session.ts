@@ -35,6 +35,8 @@ export const MAX_REQUEST = 1024 * 1024;
 export interface KernelServeOptions {
   kernelCache: boolean;
   readOnly: boolean;
+  /** One Int32, shared by the workers of a mount: whoever holds it spins for a moment before it sleeps. Absent: every worker may. */
+  spinner?: SharedArrayBuffer;
   /** Bits of INIT flags to pretend the kernel does not have; for tests of older kernels. */
   maskInitFlags?: number;
 }

@@ -8,6 +8,7 @@ import { alignedBuffer } from '../../system/aligned-buffer';
 import { printLine, reportBug } from '../errno';
 import { MAX_REQUEST } from '../session';
 import { IN, IN_HEADER_BYTES, IO_IN, OUT, OUT_HEADER_BYTES, REQUEST_BYTES, REQUEST_BYTES_MIN } from './protocol';
+import { Spinner } from './spinner';
 
 const { EIO } = constants.errno;
 
@@ -25,10 +26,13 @@ export class Channel {
   private readonly request32: Uint32Array;
   private readonly reply32: Uint32Array;
   private readonly fd: number;
+  private readonly spinner: Spinner;
   private answered = true;
 
-  constructor(fd: number) {
+  /** @param shared see `Spinner` */
+  constructor(fd: number, shared?: SharedArrayBuffer) {
     this.fd = fd;
+    this.spinner = new Spinner(fd, shared);
     this.request = alignedBuffer(REQUEST_BYTES, IO_IN.DATA);
     this.reply = alignedBuffer(OUT_HEADER_BYTES + MAX_REQUEST, OUT_HEADER_BYTES);
     this.request32 = words(this.request);
@@ -41,6 +45,7 @@ export class Channel {
    */
   receive(): number {
     let length: number;
+    this.spinner.spin();
     try {
       length = fs.readSync(this.fd, this.request, 0, REQUEST_BYTES, null);
     } catch (error) {

@@ -50,7 +50,7 @@ class KernelServer {
   private readonly trace = log.enabled;
 
   constructor(fd: number, fileSystem: FileSystem, options: KernelServeOptions) {
-    this.channel = new Channel(fd);
+    this.channel = new Channel(fd, options.spinner);
     this.fileSystem = fileSystem;
     this.options = options;
   }
