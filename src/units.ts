@@ -27,3 +27,17 @@ export function isPowerOfTwo(value: number): boolean {
     Number.isSafeInteger(value) && value > 0 && Number.isInteger(Math.log2(value)) && 2 ** Math.log2(value) === value
   );
 }
+
+const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB'];
+
+/** `580 KiB`, `1.4 GiB`: three digits, the unit such that less than 1000 of it are left, as qemu-img does. */
+export function humanSize(bytes: number): string {
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1000 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  // Number() drops the zeroes behind the point, as C's %g does.
+  return `${Number(value.toPrecision(3))} ${UNITS[unit]}`;
+}

@@ -1,16 +1,20 @@
 /** What there is to know about an image, in the words of `qemu-img info`: virtual file `info.json` and the command line. */
-import type { ImageHeader } from '../formats/format';
+import type { FormatDescription, ImageHeader, SnapshotInfo } from '../formats/format';
+import { humanSize } from '../units';
+import { snapshotLines, specificLines } from './info-text';
 import type { BlockNode } from './node';
-import { imageHeaderOf } from './open';
+import { descriptionOf, imageHeaderOf } from './open';
 
 /** Field names and their order are those of `qemu-img info --output=json`. */
 export interface ImageInfo {
   'backing-filename-format'?: string;
+  snapshots?: SnapshotInfo[];
   'virtual-size': number;
   filename: string;
   'cluster-size'?: number;
   format: string;
   'actual-size': number;
+  'format-specific'?: FormatDescription['specific'];
   'full-backing-filename'?: string;
   'backing-filename'?: string;
   'dirty-flag': boolean;
@@ -24,6 +28,8 @@ export interface InfoSource {
   virtualSize: number;
   /** Bytes that the host keeps for the file. */
   actualSize: number;
+  /** What the format has to say. */
+  description?: FormatDescription;
 }
 
 /** `nbd:...`, `json:...`: no path, and shown as it is. */
@@ -32,20 +38,25 @@ const PROTOCOL = /^[a-z][a-z0-9+.-]*:/i;
 /** The information about the top layer of `node`. */
 export function imageInfo(node: BlockNode): ImageInfo {
   const header = imageHeaderOf(node);
-  return infoOf({ path: node.path, header, virtualSize: node.size(), actualSize: node.allocatedBytes() });
+  const description = descriptionOf(node);
+  const actualSize = node.allocatedBytes();
+  return infoOf({ path: node.path, header, virtualSize: node.size(), actualSize, description });
 }
 
 /** The same for an image of which only the header was read: its backing file may be missing. */
 export function infoOf(source: InfoSource): ImageInfo {
   const { header, path } = source;
   const { backing } = header;
+  const { snapshots, specific } = source.description ?? {};
   return {
     ...(backing?.format === undefined ? {} : { 'backing-filename-format': backing.format }),
+    ...(snapshots === undefined ? {} : { snapshots }),
     'virtual-size': source.virtualSize,
     filename: path,
     ...(header.clusterSize === 0 ? {} : { 'cluster-size': header.clusterSize }),
     format: header.format,
     'actual-size': source.actualSize,
+    ...(specific === undefined ? {} : { 'format-specific': specific }),
     ...(backing === undefined
       ? {}
       : { 'full-backing-filename': backingPath(path, backing.name), 'backing-filename': backing.name }),
@@ -77,19 +88,8 @@ export function infoText(info: ImageInfo): string {
   if (name !== undefined) lines.push(`backing file: ${name}${full === name ? '' : ` (actual path: ${full})`}`);
   if (info['backing-filename-format'] !== undefined)
     lines.push(`backing file format: ${info['backing-filename-format']}`);
+  if (info.snapshots !== undefined) lines.push('Snapshot list:', ...snapshotLines(info.snapshots));
+  const specific = info['format-specific'];
+  if (specific !== undefined) lines.push('Format specific information:', ...specificLines(specific.data));
   return `${lines.join('\n')}\n`;
-}
-
-const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB'];
-
-/** `580 KiB`, `1.4 GiB`: three digits, the unit such that less than 1000 of it are left, as qemu-img does. */
-export function humanSize(bytes: number): string {
-  let unit = 0;
-  let value = bytes;
-  while (value >= 1000 && unit < UNITS.length - 1) {
-    value /= 1024;
-    unit++;
-  }
-  // Number() drops the zeroes behind the point, as C's %g does.
-  return `${Number(value.toPrecision(3))} ${UNITS[unit]}`;
 }

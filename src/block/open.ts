@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import { ClusterLayer } from '../cluster/cluster-layer';
 import { FlatLayer } from '../cluster/flat-layer';
 import { BlockError, hostError } from '../errors';
-import type { FormatModule, ImageHeader } from '../formats/format';
+import type { FormatDescription, FormatModule, ImageHeader } from '../formats/format';
 import { formatByName, probeFormat } from '../formats/registry';
 import { logOf } from '../log';
 import { createImageState, ImageState, type ImageStateDescriptor, NEED_CHECK_CLEAR } from '../shared/image-state';
@@ -125,6 +125,12 @@ export function imageHeaderOf(node: BlockNode): ImageHeader {
   const image = asImage(node);
   if (image.readOnly) return image.header;
   return { ...image.header, dirty: image.layer.state.needCheck !== NEED_CHECK_CLEAR };
+}
+
+/** What the format of the node's image has to say beside its header. */
+export function descriptionOf(node: BlockNode): FormatDescription {
+  const { header, storage, layer } = asImage(node);
+  return formatByName(header.format).describe?.(header, storage, layer.state) ?? {};
 }
 
 /** Reads the header of an image without its backing chain: changes nothing, takes no lock. */

@@ -68,9 +68,10 @@ export function percent(part: number, whole: number): string {
   return `${((down % 2 === 0 ? down : down + 1) / 100).toFixed(2)}%`;
 }
 
-/** The JSON of qemu-img: four spaces, nothing but ASCII, capitals in escapes. */
+/** The JSON of qemu-img: four spaces, an empty list on two lines, nothing but ASCII, capitals in escapes. */
 export function qemuJson(value: unknown): string {
   return JSON.stringify(value, null, 4)
+    .replace(/^( *)(".*": |)\[\](,?)$/gm, '$1$2[\n$1]$3')
     .replace(/[\u007f-\uffff]/g, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`)
     .replace(/\\(u[0-9a-f]{4}|.)/g, (all, what: string) =>
       what.length === 1 ? all : `\\u${what.slice(1).toUpperCase()}`,

@@ -41,6 +41,27 @@ export interface CreateOptions {
   compressionType?: 'zlib' | 'zstd';
 }
 
+/** A value of `qemu-img info --output=json`. */
+export type InfoValue = string | number | boolean | InfoValue[] | { [key: string]: InfoValue };
+
+/** An internal snapshot, in the words of `qemu-img info --output=json` (SnapshotInfo) and their order. */
+export interface SnapshotInfo {
+  icount?: number;
+  'vm-clock-nsec': number;
+  name: string;
+  'date-sec': number;
+  'date-nsec': number;
+  'vm-clock-sec': number;
+  id: string;
+  'vm-state-size': number;
+}
+
+/** What a format has to say of an image beside its header. */
+export interface FormatDescription {
+  snapshots?: SnapshotInfo[];
+  specific?: { type: string; data: { [key: string]: InfoValue } };
+}
+
 /** Counts in the words of `qemu-img check --output=json` (ImageCheck). */
 export interface CheckResult {
   checkErrors: number;
@@ -92,6 +113,11 @@ export interface FormatModule {
   create?(storage: Storage, options: CreateOptions, data?: Storage): void;
   /** What `create -o` takes, in the order in which it is shown. Absent: nothing. */
   readonly createOptions?: readonly CreateOptionSpec[];
+  /**
+   * What `info` shows of this format alone.
+   * @param state of an open image: what has changed since the header was read
+   */
+  describe?(header: ImageHeader, storage: Storage, state?: ImageState): FormatDescription;
   /** Checks the tables, and repairs when asked and the storage is writable. Absent: this format has no checks. */
   check?(header: ImageHeader, storage: Storage, repair: RepairMode): CheckResult;
 }

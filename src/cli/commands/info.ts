@@ -9,7 +9,7 @@ const HELP = `Usage: imagefs info [-f FMT] [--output=human|json] [--backing-chai
 
 Shows format, size, space taken and backing file of a disk image.
 
-  -f, --format FMT      format of the image: qed or raw (default: recognised by its first bytes)
+  -f, --format FMT      format of the image: qcow2, qed or raw (default: recognised by its first bytes)
       --output FORMAT   human (default) or json, with the fields of qemu-img
       --backing-chain   the backing file too, and its backing file, and so on
   -U, --force-share     read although somebody writes to the image; what is shown may be inconsistent
@@ -42,8 +42,14 @@ function run(args: string[]): number {
 }
 
 function describe(file: ImageFile): ImageInfo {
-  const { path, header, storage } = file;
-  return infoOf({ path, header, virtualSize: header.virtualSize, actualSize: storage.allocatedBytes() });
+  const { path, header, storage, module } = file;
+  return infoOf({
+    path,
+    header,
+    virtualSize: header.virtualSize,
+    actualSize: storage.allocatedBytes(),
+    description: module.describe?.(header, storage),
+  });
 }
 
 export const command: Command = {

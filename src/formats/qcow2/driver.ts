@@ -179,16 +179,7 @@ export class Qcow2Driver implements FormatDriver {
   }
 
   readCompressed(mapping: Extract<Mapping, { kind: 'compressed' }>, cluster: Uint8Array): void {
-    const bytes = new Uint8Array(mapping.bytes);
-    this.storage.read(mapping.offset, bytes, 0, bytes.length);
-    inflateCluster(this.header.compressionType, bytes, cluster, (problem) => {
-      const { path } = this.storage;
-      return new BlockError(
-        'CORRUPT_IMAGE',
-        `Cannot read the compressed cluster at ${hex(mapping.offset)} of qcow2 image "${path}": ${problem}`,
-        { path, offset: mapping.offset },
-      );
-    });
+    readCompressedCluster(this.header, this.storage, mapping, cluster);
   }
 
   growHostFile(end: HostOffset): void {
@@ -370,4 +361,23 @@ export class Qcow2Driver implements FormatDriver {
       lock.unlockExclusive();
     }
   }
+}
+
+/** Reads the whole cluster behind a compressed mapping. */
+export function readCompressedCluster(
+  header: Qcow2Header,
+  storage: Storage,
+  mapping: Extract<Mapping, { kind: 'compressed' }>,
+  cluster: Uint8Array,
+): void {
+  const bytes = new Uint8Array(mapping.bytes);
+  storage.read(mapping.offset, bytes, 0, bytes.length);
+  inflateCluster(header.compressionType, bytes, cluster, (problem) => {
+    const { path } = storage;
+    return new BlockError(
+      'CORRUPT_IMAGE',
+      `Cannot read the compressed cluster at ${hex(mapping.offset)} of qcow2 image "${path}": ${problem}`,
+      { path, offset: mapping.offset },
+    );
+  });
 }

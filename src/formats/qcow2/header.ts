@@ -40,6 +40,7 @@ import {
   AUTOCLEAR_DATA_FILE_RAW,
   BACKING_FORMAT_MAX,
   BACKING_NAME_MAX,
+  COMPATIBLE_LAZY_REFCOUNTS,
   COMPRESSION_TYPES,
   DATA_FILE_NAME_MAX,
   DEFAULT_REFCOUNT_ORDER,
@@ -148,6 +149,10 @@ export function encodeQcow2Header(header: Qcow2Header, path: string, unknownFiel
     );
   }
   return all;
+}
+
+export function hasLazyRefcounts(header: Qcow2Header): boolean {
+  return (header.compatible & COMPATIBLE_LAZY_REFCOUNTS) !== 0n;
 }
 
 /** The autoclear bits that a writer who knows what we know may leave: those whose promise still holds. */

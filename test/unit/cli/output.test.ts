@@ -1,6 +1,7 @@
 import test from 'ava';
-import { humanSize, infoOf, infoText } from '../../../src/block/info';
+import { infoOf, infoText } from '../../../src/block/info';
 import { percent, qemuJson } from '../../../src/cli/output';
+import { humanSize } from '../../../src/units';
 
 const HUMAN: [bytes: number, text: string][] = [
   [0, '0 B'],
