@@ -22,7 +22,7 @@ export function temporaryDirectory(t: ExecutionContext): string {
 }
 
 export interface ImageSpec extends CreateOptions {
-  format: 'qed' | 'raw';
+  format: 'qcow2' | 'qed' | 'raw';
 }
 
 export function createImage(file: string, spec: ImageSpec): void {
