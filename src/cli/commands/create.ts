@@ -6,9 +6,11 @@ import { BlockError } from '../../errors';
 import type { CreateOptions, FormatModule } from '../../formats/format';
 import { formatByName } from '../../formats/registry';
 import { createTableCache } from '../../shared/table-cache';
-import { alignUp, KIB, MIB, SECTOR_SIZE } from '../../units';
+import type { Storage } from '../../storage/storage';
+import { alignUp, MIB, SECTOR_SIZE } from '../../units';
 import { parseOptionList, parseWords, sizeArgument } from '../args';
 import { type Command, UsageError } from '../command';
+import { checkOptions, createOptionsOf, optionsHelp, shownValue } from '../create-options';
 import { createImageFile, sameFile } from '../image-file';
 import { print, printLine } from '../output';
 
@@ -16,7 +18,7 @@ const HELP = `Usage: imagefs create [-f FMT] [-b BACKING -F FMT] [-u] [-o OPTION
 
 Makes a disk image. An existing file is overwritten, but never one that is in use.
 
-  -f, --format FMT           qed or raw (default)
+  -f, --format FMT           qcow2, qed or raw (default)
   -b, --backing FILE         begin as a copy of this image, which must not change afterwards; a relative name counts from
                              the directory of the new image. SIZE may be left out: it is taken from there
   -F, --backing-format FMT   format of the backing file; needed with -b
@@ -27,23 +29,12 @@ Makes a disk image. An existing file is overwritten, but never one that is in us
 
 SIZE is in bytes, or with a suffix k, M, G, T, P, E; rounded up to 512.
 Exit code: 0, or 1 when the image was not created.
-Example: imagefs create -f qed -b base.img -F raw vm.qed
+Examples: imagefs create -f qed -b base.img -F raw vm.qed
+          imagefs create -f qcow2 -o cluster_size=128k,preallocation=metadata vm.qcow2 100G
 `;
 
 /** For opening a backing file, of which nothing but the size is read. */
 const CACHE_BYTES = MIB;
-
-const OPTION_HELP: Record<string, string> = {
-  backing_file: 'backing_file=<str>     - File name of a base image',
-  backing_fmt: 'backing_fmt=<str>      - Image format of the base image',
-  cluster_size: 'cluster_size=<size>    - Cluster size (in bytes)',
-  preallocation: 'preallocation=<str>    - Preallocation mode (allowed values: off, falloc, full)',
-  size: 'size=<size>            - Virtual disk size',
-  table_size: 'table_size=<size>      - L1/L2 table size (in clusters)',
-};
-
-/** Of the formats that have clusters, as far as it is printed. */
-const DEFAULT_CLUSTER_SIZE = 64 * KIB;
 
 interface Request {
   path: string;
@@ -52,9 +43,8 @@ interface Request {
   size?: number;
   backing?: { name: string; format: string };
   unsafe: boolean;
-  clusterSize?: number;
-  tableSize?: number;
-  preallocation?: 'off' | 'falloc' | 'full';
+  /** The rest of what was given with -o. */
+  values: Map<string, string>;
 }
 
 function run(args: string[]): number {
@@ -69,14 +59,11 @@ function run(args: string[]): number {
   });
   const module = formatByName(values.format ?? 'raw');
   const list = parseOptionList(values.options ?? []);
-  const known = knownOptions(module);
   if (list.help) {
-    print(`Supported options:\n${known.map((name) => `  ${OPTION_HELP[name]}\n`).join('')}`);
+    print(optionsHelp(module.createOptions ?? []));
     return 0;
   }
-  for (const name of list.values.keys()) {
-    if (!known.includes(name)) throw new UsageError(`Invalid parameter '${name}'`);
-  }
+  checkOptions(module.createOptions ?? [], list.values);
   const [path, size, unexpected] = positionals;
   if (path === undefined) throw new UsageError('Expecting image file name');
   if (unexpected !== undefined) throw new UsageError(`Unexpected argument: ${unexpected}`);
@@ -89,7 +76,7 @@ function run(args: string[]): number {
       values.backing ?? list.values.get('backing_file'),
       values['backing-format'] ?? list.values.get('backing_fmt'),
     ),
-    ...geometryOf(list.values),
+    values: list.values,
   };
   createImage(request, values.quiet ?? false);
   return 0;
@@ -114,13 +101,23 @@ function createImage(request: Request, quiet: boolean): void {
   if (size === undefined) throw new UsageError('Image creation needs a size parameter');
 
   if (!quiet) printLine(formattingLine(request, size));
-  const options: CreateOptions = { size: alignUp(size, SECTOR_SIZE) };
+  const options: CreateOptions = { ...createOptionsOf(request.values), size: alignUp(size, SECTOR_SIZE) };
   if (backing !== undefined) options.backing = backing;
-  if (request.clusterSize !== undefined) options.clusterSize = request.clusterSize;
-  if (request.tableSize !== undefined) options.tableSize = request.tableSize;
-  if (request.preallocation !== undefined) options.preallocation = request.preallocation;
   const { create } = module;
-  createImageFile(path, (storage) => create(storage, options));
+  const { dataFile } = options;
+  createImageFile(path, (storage) => {
+    if (dataFile === undefined) create(storage, options);
+    else createDataFile(path, dataFile.name, (data) => create(storage, options, data));
+  });
+}
+
+/** The file counts from the image's directory, where it is looked for when the image is opened. */
+function createDataFile(image: string, name: string, fill: (data: Storage) => void): void {
+  const path = backingPath(image, name);
+  if (sameFile(path, image)) {
+    throw new BlockError('BUSY', `Cannot create "${image}": it cannot be its own data file`, { path: image });
+  }
+  createImageFile(path, fill);
 }
 
 /** Opens the backing file with its whole chain: what cannot be opened cannot back an image. */
@@ -148,30 +145,23 @@ function sizeOfBacking(path: string, backing: { name: string; format: string }):
 }
 
 /** What qemu-img prints before it starts. */
-function formattingLine(request: Request, size: number): string {
-  const { path, module, backing, clusterSize, tableSize, preallocation } = request;
-  const words = [`fmt=${module.name}`, `size=${size}`];
-  if (backing !== undefined) words.push(`backing_file=${doubled(backing.name)}`, `backing_fmt=${backing.format}`);
-  if (module.capabilities.clusters) words.push(`cluster_size=${clusterSize ?? DEFAULT_CLUSTER_SIZE}`);
-  if (tableSize !== undefined) words.push(`table_size=${tableSize}`);
-  if (preallocation !== undefined) words.push(`preallocation=${preallocation}`);
+function formattingLine({ path, module, backing, values }: Request, size: number): string {
+  const given: Record<string, string | undefined> = {
+    size: String(size),
+    backing_file: backing?.name,
+    backing_fmt: backing?.format,
+  };
+  const words = [`fmt=${module.name}`];
+  for (const spec of module.createOptions ?? []) {
+    const value = given[spec.name] ?? shownValue(spec, values);
+    if (value !== undefined) words.push(`${spec.name}=${doubled(value)}`);
+  }
   return `Formatting '${path}', ${words.join(' ')}`;
 }
 
 /** A comma in a value of an option list. */
 function doubled(value: string): string {
   return value.replaceAll(',', ',,');
-}
-
-function knownOptions(module: FormatModule): string[] {
-  const { backing, clusters } = module.capabilities;
-  return [
-    ...(backing ? ['backing_file', 'backing_fmt'] : []),
-    ...(clusters ? ['cluster_size'] : []),
-    'preallocation',
-    'size',
-    ...(clusters ? ['table_size'] : []),
-  ];
 }
 
 function sizeOf(argument: string | undefined, options: Map<string, string>): Pick<Request, 'size'> {
@@ -188,20 +178,6 @@ function backingOf(name: string | undefined, format: string | undefined): Pick<R
   // Never guessed: a guest could turn a raw base into something that is taken for another format.
   if (format === undefined) throw new UsageError('Backing file specified without backing format');
   return { backing: { name, format: formatByName(format).name } };
-}
-
-function geometryOf(options: Map<string, string>): Pick<Request, 'clusterSize' | 'tableSize' | 'preallocation'> {
-  const result: Pick<Request, 'clusterSize' | 'tableSize' | 'preallocation'> = {};
-  const clusterSize = options.get('cluster_size');
-  if (clusterSize !== undefined) result.clusterSize = sizeArgument(clusterSize, 'cluster size');
-  const tableSize = options.get('table_size');
-  if (tableSize !== undefined) result.tableSize = sizeArgument(tableSize, 'table size');
-  const preallocation = options.get('preallocation');
-  if (preallocation === undefined) return result;
-  if (preallocation !== 'off' && preallocation !== 'falloc' && preallocation !== 'full') {
-    throw new UsageError(`Unsupported preallocation mode: ${preallocation}`);
-  }
-  return { ...result, preallocation };
 }
 
 export const command: Command = {

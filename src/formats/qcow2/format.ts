@@ -4,6 +4,10 @@ import type { Storage } from '../../storage/storage';
 import { alignUp } from '../../units';
 import type { FormatModule, ImageHeader } from '../format';
 import { markBitmapsInUse } from './bitmap-codec';
+import { checkQcow2 } from './check';
+import { createQcow2 } from './create';
+import { QCOW2_CREATE_OPTIONS } from './create-header';
+import { describeQcow2 } from './describe';
 import { QCOW2_CAPABILITIES, Qcow2Driver } from './driver';
 import { autoclearBits, encodeQcow2Fields, readQcow2Header } from './header';
 import { isQcow2, type Qcow2Header } from './layout';
@@ -40,15 +44,30 @@ export const qcow2Format: FormatModule = {
 
   attach: (header, storage, state, cache, imageId, data) =>
     new Qcow2Driver(asQcow2(header), storage, data ?? storage, state, cache, imageId),
+  create: createQcow2,
+  createOptions: QCOW2_CREATE_OPTIONS,
+  check: (header, storage, repair) => checkQcow2(asQcow2(header), storage, repair),
+
+  describe(header, storage, state) {
+    const qcow2 = asQcow2(header);
+    if (state === undefined) return describeQcow2(qcow2, storage);
+    const { dirty } = header;
+    return describeQcow2(new Qcow2State(state).current(qcow2, { dirty, virtualSize: state.virtualSize }), storage);
+  },
 };
 
 /** The last writer did not close the image: its counts may be wrong, and places that are in use look free. */
-function repair(_header: Qcow2Header, storage: Storage): void {
-  throw new BlockError(
-    'CORRUPT_IMAGE',
-    `Cannot open qcow2 image "${storage.path}" for writing: it was not closed cleanly; run "imagefs check -r all"`,
-    { path: storage.path },
-  );
+function repair(header: Qcow2Header, storage: Storage): void {
+  const result = checkQcow2(header, storage, 'all');
+  if (result.checkErrors > 0 || result.corruptions > 0) {
+    throw new BlockError(
+      'CORRUPT_IMAGE',
+      `Cannot open qcow2 image "${storage.path}" for writing: it was not closed cleanly and ${result.corruptions + result.checkErrors} errors could not be repaired; run "imagefs check -r all"`,
+      { path: storage.path },
+    );
+  }
+  // The repair may have moved the tables, and has cleared the dirty bit.
+  Object.assign(header, readQcow2Header(storage));
 }
 
 /**

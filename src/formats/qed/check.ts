@@ -14,10 +14,11 @@
 import { BlockError } from '../../errors';
 import type { Storage } from '../../storage/storage';
 import { divCeil, MIB } from '../../units';
+import { CheckMessages } from '../check-messages';
 import type { CheckResult, RepairMode } from '../format';
 import { ClusterBitmap } from './cluster-bitmap';
 import { encodeQedHeader, QED_ENTRY_BYTES, QED_HEADER_BYTES, type QedHeader } from './header';
-import { CheckMessages, QedScan } from './scan';
+import { QedScan } from './scan';
 
 /** Bytes of bitmap; ours. Enough for files of 8 TiB with 4 KiB clusters, 128 TiB with 64 KiB. */
 const BITMAP_LIMIT = 256 * MIB;

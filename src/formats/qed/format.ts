@@ -1,11 +1,21 @@
 import { BlockError } from '../../errors';
 import { NEED_CHECK_CLEAR, NEED_CHECK_SET } from '../../shared/image-state';
 import { alignDown } from '../../units';
+import { BACKING_OPTIONS, type CreateOptionSpec, preallocationOption, SIZE_OPTION } from '../create-options';
 import type { FormatModule, ImageHeader } from '../format';
+import { initL1 } from '../two-level';
 import { checkQed } from './check';
 import { createQed } from './create';
 import { QED_CAPABILITIES, QedDriver } from './driver';
-import { encodeQedHeader, isQed, type QedHeader, readQedHeader } from './header';
+import { encodeQedHeader, isQed, QED_DEFAULT_CLUSTER_SIZE, type QedHeader, readQedHeader } from './header';
+
+const CREATE_OPTIONS: readonly CreateOptionSpec[] = [
+  SIZE_OPTION,
+  ...BACKING_OPTIONS,
+  { name: 'cluster_size', type: 'size', help: 'Cluster size (in bytes)', shown: String(QED_DEFAULT_CLUSTER_SIZE) },
+  { name: 'table_size', type: 'size', help: 'L1/L2 table size (in clusters)' },
+  preallocationOption('off', 'falloc', 'full'),
+];
 
 export const qedFormat: FormatModule = {
   name: 'qed',
@@ -14,6 +24,8 @@ export const qedFormat: FormatModule = {
   readHeader: readQedHeader,
 
   initState(header, storage, state) {
+    const { l1TableOffset, tableSize, clusterSize } = asQed(header);
+    initL1(state, l1TableOffset, tableSize * clusterSize);
     state.virtualSize = header.virtualSize;
     // What lies behind the last whole cluster is nobody's: a cluster counts only if all of it is in the file.
     state.fileEnd = alignDown(storage.size(), header.clusterSize);
@@ -44,6 +56,7 @@ export const qedFormat: FormatModule = {
 
   attach: (header, storage, state, cache, imageId) => new QedDriver(asQed(header), storage, state, cache, imageId),
   create: createQed,
+  createOptions: CREATE_OPTIONS,
   check: (header, storage, repair) => checkQed(asQed(header), storage, repair),
 };
 

@@ -1,11 +1,10 @@
 /** One walk over all tables of a QED image: which clusters are used, how often, and what is wrong. Writes nothing. */
 import { BlockError, describeHostError, hex } from '../../errors';
 import type { Storage } from '../../storage/storage';
+import type { CheckMessages } from '../check-messages';
 import type { ClusterBitmap } from './cluster-bitmap';
 import { QED_ENTRY_BYTES, QED_ZERO_CLUSTER, type QedHeader } from './header';
 
-/** Lines that a check keeps; the rest is counted. */
-export const CHECK_MESSAGES_MAX = 100;
 /** Bytes of a table that are in memory at once: two of them, of the L1 table and of an L2 table. */
 const SLICE_BYTES = 64 * 1024;
 /** Clusters used twice that are remembered; ours. With more than these nothing is repaired. */
@@ -15,21 +14,6 @@ const TWO_32 = 2 ** 32;
 export interface HostRun {
   offset: number;
   length: number;
-}
-
-/** Keeps the first lines and counts the rest, so that a hopeless image does not fill the memory. */
-export class CheckMessages {
-  readonly #lines: string[] = [];
-  #more = 0;
-
-  add(line: string): void {
-    if (this.#lines.length < CHECK_MESSAGES_MAX) this.#lines.push(line);
-    else this.#more++;
-  }
-
-  lines(): string[] {
-    return this.#more === 0 ? this.#lines : [...this.#lines, `... and ${this.#more} more inconsistencies`];
-  }
 }
 
 export class QedScan {

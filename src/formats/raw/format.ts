@@ -1,4 +1,5 @@
 import { alignUp, SECTOR_SIZE } from '../../units';
+import { preallocationOption, SIZE_OPTION } from '../create-options';
 import type { FormatModule } from '../format';
 import { createRaw } from './create';
 import { RAW_CAPABILITIES, RawDriver } from './driver';
@@ -20,4 +21,5 @@ export const rawFormat: FormatModule = {
   },
   attach: (_header, storage, state) => new RawDriver(storage, state),
   create: createRaw,
+  createOptions: [SIZE_OPTION, preallocationOption('off', 'falloc', 'full')],
 };

@@ -4,7 +4,7 @@ import { BlockError } from '../../../src/errors';
 import type { CheckResult, RepairMode } from '../../../src/formats/format';
 import { checkQed } from '../../../src/formats/qed/check';
 import { readQedHeader } from '../../../src/formats/qed/header';
-import { CHECK_MESSAGES_MAX } from '../../../src/formats/qed/scan';
+import { CHECK_MESSAGES_MAX } from '../../../src/formats/check-messages';
 import { FaultyStorage } from '../../../src/storage/faulty';
 import { CraftedImage } from './qed-bytes';
 
