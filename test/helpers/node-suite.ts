@@ -22,6 +22,13 @@ export function qedSpans(clusterSize: number, tableSize: number): SuiteConfig['s
   return { cluster: clusterSize, slice: Math.min(entries, 2048) * clusterSize, table: entries * clusterSize };
 }
 
+/** The same of a qcow2 geometry. */
+export function qcow2Spans(clusterSize: number, extendedL2 = false): SuiteConfig['spans'] {
+  const entries = clusterSize / (extendedL2 ? 16 : 8);
+  const inSlice = Math.min(entries, (16 * KIB) / (extendedL2 ? 16 : 8));
+  return { cluster: clusterSize, slice: inSlice * clusterSize, table: entries * clusterSize };
+}
+
 interface Range {
   offset: number;
   length: number;
