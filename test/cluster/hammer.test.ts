@@ -10,6 +10,7 @@ import {
   checkStorage,
   createImage,
   createInMemory,
+  type ImageSpec,
   open,
   openChainOf,
   temporaryDirectory,
@@ -118,27 +119,42 @@ function compareAll(t: ExecutionContext, node: BlockNode, plans: HammerPlan[], w
   }
 }
 
-test('threads in memory: no update is lost, no block is read as another one', async (t) => {
-  const seed = seedOf(t, 700);
-  const storage = createInMemory({ format: 'qed', clusterSize: CLUSTER, tableSize: 1, size: SIZE }, 64 * MIB);
-  const chain = openChainOf([storage], { threads: 2 + THREADS });
-  const { plans, problems } = await hammer(t, chain.descriptor, chain.node, seed);
-  t.deepEqual(problems, []);
-  compareAll(t, chain.node, plans, 'before closing');
-  const { fileEnd, forgotten } = chain.node.layer.state;
-  t.log(`file of ${Math.round(fileEnd / KIB)} KiB, ${forgotten} bytes forgotten`);
-  chain.finish();
-  compareAll(t, openChainOf([storage], { readOnly: true }).node, plans, 'after closing');
-  const result = checkStorage(storage);
-  t.deepEqual([result.corruptions, result.checkErrors], [0, 0], result.messages.join('; '));
-  t.is(result.leaks * CLUSTER, forgotten);
-});
+const IN_MEMORY: Omit<ImageSpec, 'size'>[] = [
+  { format: 'qed', clusterSize: CLUSTER, tableSize: 1 },
+  { format: 'qcow2', clusterSize: CLUSTER },
+];
 
-for (const backed of [false, true]) {
-  test(`threads on a file${backed ? ' over a base' : ''}: no update is lost, no block is read as another one`, async (t) => {
-    const seed = seedOf(t, 710 + Number(backed));
+for (const [index, spec] of IN_MEMORY.entries()) {
+  test(`threads in memory, ${spec.format}: no update is lost, no block is read as another one`, async (t) => {
+    const seed = seedOf(t, 700 + index);
+    const storage = createInMemory({ ...spec, size: SIZE }, 64 * MIB);
+    const chain = openChainOf([storage], { threads: 2 + THREADS });
+    const { plans, problems } = await hammer(t, chain.descriptor, chain.node, seed);
+    t.deepEqual(problems, []);
+    compareAll(t, chain.node, plans, 'before closing');
+    const { fileEnd, forgotten } = chain.node.layer.state;
+    t.log(`file of ${Math.round(fileEnd / KIB)} KiB, ${forgotten} bytes forgotten`);
+    chain.finish();
+    compareAll(t, openChainOf([storage], { readOnly: true }).node, plans, 'after closing');
+    const result = checkStorage(storage);
+    t.deepEqual([result.corruptions, result.checkErrors], [0, 0], result.messages.join('; '));
+    t.is(result.leaks * CLUSTER, forgotten);
+  });
+}
+
+const ON_FILES: { spec: Omit<ImageSpec, 'size'>; backed: boolean }[] = [
+  { spec: { format: 'qed', clusterSize: CLUSTER, tableSize: 1 }, backed: false },
+  { spec: { format: 'qed', clusterSize: CLUSTER, tableSize: 1 }, backed: true },
+  { spec: { format: 'qcow2', clusterSize: CLUSTER, refcountBits: 64 }, backed: false },
+  { spec: { format: 'qcow2', clusterSize: 16 * KIB, extendedL2: true }, backed: true },
+];
+
+for (const [index, { spec, backed }] of ON_FILES.entries()) {
+  const words = `${spec.format}${spec.extendedL2 ? ' with subclusters' : ''}${backed ? ' over a base' : ''}`;
+  test(`threads on a file, ${words}: no update is lost, no block is read as another one`, async (t) => {
+    const seed = seedOf(t, 710 + index);
     const directory = temporaryDirectory(t);
-    const file = path.join(directory, 'a.qed');
+    const file = path.join(directory, 'a.img');
     const base = path.join(directory, 'base.qed');
     if (backed) {
       createImage(base, { format: 'qed', size: SIZE });
@@ -149,7 +165,7 @@ for (const backed of [false, true]) {
       lower.close();
     }
     const backing = backed ? { name: 'base.qed' } : undefined;
-    createImage(file, { format: 'qed', clusterSize: CLUSTER, tableSize: 1, size: SIZE, backing });
+    createImage(file, { ...spec, size: SIZE, backing });
     const image = open(file, { threads: 2 + THREADS });
     let closed = false;
     t.teardown(() => {
