@@ -6,7 +6,7 @@
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { BlockError } from '../errors';
+import { BlockError, hostError } from '../errors';
 
 export type BackingGate = 'directory' | 'any';
 
@@ -35,15 +35,32 @@ export function resolveFileName(what: NamedFile, imagePath: string, name: string
   return imagePath.slice(0, imagePath.lastIndexOf('/') + 1) + plain;
 }
 
-/** Throws DENIED when a raw backing file or data file lies outside the directory of the image that names it. Symbolic links resolved. */
-export function checkRawFile(what: NamedFile, imagePath: string, filePath: string, gate: BackingGate): void {
+export interface OpenedFile {
+  fd: number;
+  /** As it was named, for messages. */
+  path: string;
+}
+
+/**
+ * Throws DENIED when a raw backing file or data file lies outside the directory of the image that names it. Judged by the open
+ * descriptors: names and symbolic links may have been changed since they were followed.
+ */
+export function checkRawFile(what: NamedFile, image: OpenedFile, file: OpenedFile, gate: BackingGate): void {
   if (gate === 'any') return;
-  const directory = path.dirname(fs.realpathSync(imagePath));
-  const real = fs.realpathSync(filePath);
+  const directory = path.dirname(realPathOf(image));
+  const real = realPathOf(file);
   if (real.startsWith(directory === '/' ? '/' : `${directory}/`)) return;
   throw new BlockError(
     'DENIED',
-    `Cannot open the raw ${what} "${filePath}" of "${imagePath}": it is outside the image's directory; allow it with --backing any`,
-    { path: filePath },
+    `Cannot open the raw ${what} "${file.path}" of "${image.path}": it is outside the image's directory; allow it with --backing any`,
+    { path: file.path },
   );
+}
+
+function realPathOf(file: OpenedFile): string {
+  try {
+    return fs.readlinkSync(`/proc/self/fd/${file.fd}`);
+  } catch (error) {
+    throw hostError(error, `Cannot tell where "${file.path}" lies`, { path: file.path });
+  }
 }

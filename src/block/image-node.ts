@@ -2,6 +2,7 @@
 import type { Below, Layer } from '../cluster/layer';
 import { BlockError } from '../errors';
 import type { ImageHeader } from '../formats/format';
+import { formatOfBytes, PROBE_BYTES } from '../formats/registry';
 import type { Storage } from '../storage/storage';
 import type { BlockNode, BlockNodeStatistics, BlockStatus } from './node';
 
@@ -10,6 +11,7 @@ export class ImageNode implements BlockNode, Below {
   readonly path: string;
   readonly readOnly: boolean;
   readonly clusterSize: number;
+  private readonly guessedRaw: boolean;
 
   constructor(
     readonly header: ImageHeader,
@@ -22,6 +24,7 @@ export class ImageNode implements BlockNode, Below {
     this.path = storage.path;
     this.readOnly = storage.readOnly;
     this.clusterSize = header.clusterSize;
+    this.guessedRaw = header.format === 'raw' && header.probed === true;
   }
 
   size(): number {
@@ -50,6 +53,7 @@ export class ImageNode implements BlockNode, Below {
     this.checkWritable();
     if (length === 0) return;
     this.checkBounds('write', offset, length);
+    if (this.guessedRaw && offset < PROBE_BYTES) this.refuseDisguise(offset, source, at, length);
     try {
       this.layer.write(offset, source, at, length);
     } catch (error) {
@@ -138,6 +142,23 @@ export class ImageNode implements BlockNode, Below {
     if (status.kind === 'compressed')
       return { length: status.length, depth: 0, present: true, zero: false, data: true, compressed: true };
     return { length: status.length, depth: 0, present: status.kind === 'zero', zero: true, data: false };
+  }
+
+  /**
+   * A disk that was taken for raw because it looked like nothing else must not come to look like something else: whoever
+   * opens it next would follow a header that the guest wrote, and the file names in it.
+   */
+  private refuseDisguise(offset: number, source: Uint8Array, at: number, length: number): void {
+    const sector = new Uint8Array(Math.min(PROBE_BYTES, this.size()));
+    this.layer.read(0, sector, 0, sector.length);
+    sector.set(source.subarray(at, at + Math.min(length, sector.length - offset)), offset);
+    const { name } = formatOfBytes(sector);
+    if (name === 'raw') return;
+    throw new BlockError(
+      'DENIED',
+      `Cannot write to "${this.path}": its format was guessed as raw, and its first sector would look like ${name}; open it with --format raw`,
+      { path: this.path, offset },
+    );
   }
 
   private checkBounds(action: string, offset: number, length: number): void {

@@ -147,11 +147,18 @@ function asImage(node: BlockNode): ImageNode {
   return node;
 }
 
+/** An image to open; `overlay` names it as its backing file. */
+interface NamedLayer {
+  path: string;
+  format?: string;
+  overlay?: FileStorage;
+}
+
 function openChain(path: string, options: OpenOptions, layers: LayerDescriptor[], storages: FileStorage[]): void {
   const seen = new Map<string, string>();
-  let next: { path: string; format?: string; overlay?: string } | undefined = { path, format: options.format };
+  let next: NamedLayer | undefined = { path, format: options.format };
   while (next !== undefined) {
-    const current: { path: string; format?: string; overlay?: string } = next;
+    const current: NamedLayer = next;
     if (layers.length === CHAIN_DEPTH_MAX) {
       throw new BlockError(
         'LIMIT_EXCEEDED',
@@ -162,20 +169,21 @@ function openChain(path: string, options: OpenOptions, layers: LayerDescriptor[]
     const readOnly = options.readOnly || layers.length > 0;
     const storage = openLayerFile(current, readOnly);
     storages.push(storage);
-    refuseLoop(storage, current.overlay, seen);
-    const { module, header: found } = probeImage(storage, current.format);
+    refuseLoop(storage, current.overlay?.path, seen);
+    const { module, header: found, probed } = probeImage(storage, current.format);
     if (current.overlay !== undefined && module.name === 'raw')
-      checkRawFile('backing file', current.overlay, current.path, options.backing);
+      checkRawFile('backing file', current.overlay, storage, options.backing);
     const locks = options.lock && !(readOnly && options.forceShare === true);
     if (locks) lockImage(storage.fd, current.path, readOnly ? READER_LOCK : WRITER_LOCK);
     // Whoever had the lock before may have changed it since.
     const header = locks ? module.readHeader(storage) : found;
-    const data = openDataFile(current.path, header, readOnly, options);
+    const data = openDataFile(storage, header, readOnly, options);
     if (data !== undefined) {
       storages.push(data);
       refuseLoop(data, current.path, seen);
       if (locks) lockImage(data.fd, data.path, readOnly ? READER_LOCK : WRITER_LOCK);
     }
+    if (probed) header.probed = true;
     if (!readOnly) module.prepareWrite?.(header, storage);
     const state = createImageState(options.threads, !readOnly);
     module.initState(header, storage, new ImageState(state, 0));
@@ -192,19 +200,20 @@ function openChain(path: string, options: OpenOptions, layers: LayerDescriptor[]
         : {
             path: resolveFileName('backing file', current.path, header.backing.name),
             format: header.backing.format,
-            overlay: current.path,
+            overlay: storage,
           };
   }
 }
 
 /** The external file with the guest data, if the image has one; not needed where the backing file is not. */
 function openDataFile(
-  path: string,
+  image: FileStorage,
   header: ImageHeader,
   readOnly: boolean,
   options: OpenOptions,
 ): FileStorage | undefined {
   if (header.dataFile === undefined || options.withoutBacking === true) return undefined;
+  const { path } = image;
   const dataPath = resolveFileName('data file', path, header.dataFile.name);
   let data: FileStorage;
   try {
@@ -217,7 +226,7 @@ function openDataFile(
     });
   }
   try {
-    checkRawFile('data file', path, dataPath, options.backing);
+    checkRawFile('data file', image, data, options.backing);
   } catch (error) {
     data.close();
     throw error;
@@ -225,12 +234,12 @@ function openDataFile(
   return data;
 }
 
-function openLayerFile(layer: { path: string; overlay?: string }, readOnly: boolean): FileStorage {
+function openLayerFile(layer: NamedLayer, readOnly: boolean): FileStorage {
   try {
     return FileStorage.open(layer.path, { readOnly });
   } catch (error) {
     if (layer.overlay === undefined || !(error instanceof BlockError)) throw error;
-    throw new BlockError(error.code, `Cannot open the backing file of "${layer.overlay}": ${error.message}`, {
+    throw new BlockError(error.code, `Cannot open the backing file of "${layer.overlay.path}": ${error.message}`, {
       path: layer.path,
       cause: error.cause,
     });
@@ -275,7 +284,14 @@ function openedImage(descriptor: ImageDescriptor, storages: FileStorage[], nextI
       } finally {
         const cache = new TableCache(descriptor.cache);
         for (const { imageId } of descriptor.layers) cache.forget(imageId);
-        for (const storage of storages) storage.close();
+        for (const storage of storages) {
+          try {
+            storage.close();
+          } catch (error) {
+            // Flushed above, and the descriptor is gone either way.
+            log('closing %s: %s', storage.path, error);
+          }
+        }
       }
     },
   };

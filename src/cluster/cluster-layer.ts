@@ -40,7 +40,7 @@ export class ClusterLayer implements Layer {
     const flush = () => this.flush();
     this.mapper = new Mapper(driver, cache, imageId, flush);
     this.dirtyBit = new DirtyBit(driver, this.mapper);
-    this.remapper = new Remapper(driver, this.mapper, this.dirtyBit, below, flush, (guest, target, at, length) =>
+    this.remapper = new Remapper(driver, cache, this.mapper, this.dirtyBit, below, flush, (guest, target, at, length) =>
       this.readRuns(guest, target, at, length),
     );
   }
@@ -111,7 +111,7 @@ export class ClusterLayer implements Layer {
   }
 
   resize(size: number): void {
-    const { state, driver, below } = this;
+    const { state, driver } = this;
     refuseAfterFailure(driver);
     if (size > driver.maxVirtualSize) {
       const { path } = driver.storage;
@@ -125,12 +125,10 @@ export class ClusterLayer implements Layer {
       const old = state.virtualSize;
       if (size <= old) return;
       this.growTables(size);
-      // The new part reads zero, also where the backing file goes on behind the old end. Entries behind the end of the disk
-      // harm nobody, so they come first: a crash before the header is written leaves the disk as it was.
-      if (below !== undefined && below.size() > old) {
-        this.zeroRange(old, Math.min(size, below.size()) - old, size);
-        this.flush();
-      }
+      // The new part reads zero, also where the backing file goes on behind the old end, or where another program shrank the
+      // disk and left entries. They harm nobody, so they go first: a crash before the header is written leaves the disk as it was.
+      this.zeroRange(old, size - old, size);
+      this.flush();
       state.metaMutex.with(() => {
         driver.writeHeader({ dirty: state.needCheck !== NEED_CHECK_CLEAR, virtualSize: size });
         sync(driver, driver.storage, 'flush-header');
@@ -158,7 +156,7 @@ export class ClusterLayer implements Layer {
     const { state } = this;
     if (this.readOnly || state.failed) return;
     const old = state.dirtySince !== 0 && nowMs - state.dirtySince >= FLUSH_DELAY_MS;
-    if (old || this.cache.halfDirty) this.flush();
+    if (old || (this.cache.halfDirty && state.dirtySlots > 0)) this.flush();
     if (!this.driver.usesDirtyBit || state.needCheck === NEED_CHECK_CLEAR) return;
     if (nowMs - state.lastAllocation >= DIRTY_BIT_DELAY_MS) this.dirtyBit.clear();
   }
@@ -167,8 +165,15 @@ export class ClusterLayer implements Layer {
     if (this.readOnly) return;
     this.flush();
     this.flush(); // The first one gave back what was dropped last; this one makes the holes that it punched durable.
-    this.driver.cutTail();
-    if (this.driver.usesDirtyBit) this.dirtyBit.clear();
+    try {
+      this.driver.cutTail();
+    } finally {
+      // Everything is durable; a tail that could not be cut is a leak and no reason for a check.
+      if (this.driver.usesDirtyBit) this.dirtyBit.clear();
+    }
+    if (!this.driver.usesDirtyBit || this.state.needCheck === NEED_CHECK_CLEAR) return;
+    const { path } = this.driver.storage;
+    throw new BlockError('IO', `Cannot mark "${path}" as cleanly closed: it still has unflushed tables`, { path });
   }
 
   private readRuns(guest: number, target: Uint8Array, at: number, length: number): void {
@@ -258,7 +263,7 @@ export class ClusterLayer implements Layer {
 
   /** More than half of the cache is dirty: writes it back. The write that came here has succeeded; a failure is the next flush's to tell. */
   private relieve(): void {
-    if (!this.cache.halfDirty) return;
+    if (!this.cache.halfDirty || this.state.dirtySlots === 0) return;
     try {
       this.flush();
     } catch (error) {

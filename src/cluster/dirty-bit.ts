@@ -32,13 +32,16 @@ export class DirtyBit {
     });
   }
 
-  /** Turns it off if nothing depends on it: everything flushed, no table about to change. */
+  /**
+   * Turns it off if nothing depends on it: every table is in the file (then its data is, too), none is about to change.
+   * Guest data that is not synced yet does not matter: no table names it wrongly.
+   */
   clear(): void {
     const { state, storage } = this.driver;
     state.metaMutex.with(() => {
       const clean = this.mapper.locked(() => {
         const before = state.needCheck;
-        if (before === NEED_CHECK_CLEAR || state.failed || state.dirtySlots > 0 || state.dataDirty) return false;
+        if (before === NEED_CHECK_CLEAR || state.failed || state.dirtySlots > 0) return false;
         // Off in memory first, then a look at the writers: one that comes later waits for the mutex and sets it again.
         state.needCheck = NEED_CHECK_UNKNOWN;
         if (state.changing === 0) return true;

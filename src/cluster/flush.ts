@@ -38,11 +38,15 @@ export function flushImage(driver: FormatDriver, cache: TableCache, imageId: num
   let generation: number;
   let dataDirty: boolean;
   try {
+    spans = state.dirtySlots > 0 ? cache.takeDirty(imageId) : [];
     state.dirtySince = 0;
     dataDirty = state.takeDataDirty();
-    spans = state.dirtySlots > 0 ? cache.takeDirty(imageId) : [];
     drops = state.dropped.count > 0 ? state.dropped.takeAll() : [];
     generation = drops.length > 0 ? state.records.nextGeneration() : 0;
+  } catch (error) {
+    // Out of memory half-way: some sectors may have lost the mark that they are dirty.
+    state.markFailed();
+    throw error;
   } finally {
     state.lock.unlockExclusive();
   }
@@ -61,14 +65,20 @@ export function refuseAfterFailure(driver: FormatDriver): void {
   );
 }
 
-/** fdatasync; a failure is remembered for good. */
+/**
+ * fdatasync; a failure is remembered for good. One at a time: Linux tells of lost pages to one caller of a descriptor, and
+ * all threads share it. Of two at once, the one that is told nothing must not call its pages safe.
+ */
 export function sync(driver: FormatDriver, storage: Storage, event: StorageEvent): void {
-  try {
-    storage.sync(event);
-  } catch (error) {
-    driver.state.markFailed();
-    throw error;
-  }
+  driver.state.syncMutex.with(() => {
+    refuseAfterFailure(driver);
+    try {
+      storage.sync(event);
+    } catch (error) {
+      driver.state.markFailed();
+      throw error;
+    }
+  });
 }
 
 function writeTables(
@@ -87,8 +97,8 @@ function writeTables(
   try {
     writeSpans(storage, counts);
     if (dataDirty && data !== storage) sync(driver, data, 'flush-data');
-    if (counts.length > 0 || (dataDirty && (data === storage || tables.length > 0 || blocks.length > 0)))
-      sync(driver, storage, 'flush-data');
+    // With a data file too: what marks data dirty may also be a new table or growth of the image file.
+    if (counts.length > 0 || dataDirty) sync(driver, storage, 'flush-data');
     writeSpans(storage, blocks);
     if (blocks.length > 0) sync(driver, storage, 'flush-data');
     writeSpans(storage, tables);
@@ -156,6 +166,8 @@ function retire(driver: FormatDriver, drops: { offset: number; length: number }[
     state.lock.lockExclusive();
     try {
       if (!state.retired.add(offset, length, number)) state.forgotten += length;
+      // A date, so that another flush comes even if nobody changes anything any more.
+      if (state.dirtySince === 0) state.dirtySince = Date.now();
     } finally {
       state.lock.unlockExclusive();
     }

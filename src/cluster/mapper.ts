@@ -1,8 +1,11 @@
 /** Looking up the mapping, with whatever table it needs brought into the cache first. */
 import { BlockError } from '../errors';
 import type { FormatDriver, Mapping } from '../formats/driver';
+import { logOf } from '../log';
 import type { TableCache, TableSlice } from '../shared/table-cache';
 import type { LayerStatus } from './layer';
+
+const log = logOf('cluster');
 
 /** Attempts to get a slice while other images keep evicting it or fill its set with dirty ones; about ten seconds. */
 const LOAD_ATTEMPTS = 10_000;
@@ -40,8 +43,15 @@ export class Mapper {
     };
     for (let attempt = 0; attempt < LOAD_ATTEMPTS; attempt++) {
       if (this.cache.load(this.imageId, slice, read)) return;
-      // Every slot it may lie in is dirty, perhaps with another image's tables: that image's own flush frees them.
-      if (!this.readOnly) this.flush();
+      // Every slot it may lie in is dirty. If these are another image's tables, the flusher sees that the cache is under
+      // pressure and flushes that image; an error is for its writers, not for whoever reads here.
+      if (!this.readOnly && this.driver.state.dirtySlots > 0) {
+        try {
+          this.flush();
+        } catch (error) {
+          log('flush of %s for a free slot failed: %s', storage.path, error);
+        }
+      }
       if (attempt > 0) Atomics.wait(PAUSE, 0, 0, 1);
     }
     throw this.cacheTooSmall();

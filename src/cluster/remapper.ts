@@ -9,7 +9,7 @@
  * request's record keeps other remapping requests off its clusters meanwhile.
  */
 import type { FormatDriver, Mapping, Reservation, Target } from '../formats/driver';
-import type { TableSlice } from '../shared/table-cache';
+import type { TableCache, TableSlice } from '../shared/table-cache';
 import { alignDown, alignUp, KIB, MIB } from '../units';
 import type { DirtyBit } from './dirty-bit';
 import { refuseAfterFailure } from './flush';
@@ -37,6 +37,7 @@ export class Remapper {
   /** @param readNow what the guest reads now, in this layer and below; inside the disk */
   constructor(
     private readonly driver: FormatDriver,
+    private readonly cache: TableCache,
     private readonly mapper: Mapper,
     private readonly dirtyBit: DirtyBit,
     private readonly below: Below | undefined,
@@ -105,7 +106,10 @@ export class Remapper {
   private makeRoom(guest: number): void {
     const { driver } = this;
     refuseAfterFailure(driver);
-    if (driver.state.dropped.capacity - driver.state.dropped.count < DROP_ROOM) this.flush();
+    const { dropped, dirtySlots } = driver.state;
+    // An image that cannot write its tables fails here, before it fills the cache that other images need too.
+    const isFull = this.cache.halfDirty && dirtySlots > 0;
+    if (isFull || dropped.capacity - dropped.count < DROP_ROOM) this.flush();
     this.dirtyBit.set();
     for (;;) {
       const missing = driver.prepareTables(guest);
@@ -239,7 +243,6 @@ export class Remapper {
           if (!stillRight()) return 'wrong';
           const slice = this.driver.publish(start, length, target);
           if (slice !== undefined) return slice;
-          if (reservation !== undefined) state.reserved--;
           state.lastAllocation = Date.now();
           published = true;
           return undefined;

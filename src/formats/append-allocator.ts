@@ -29,13 +29,11 @@ export class AppendAllocator {
     const { state } = this;
     const place = state.free.take(length, minimum) ?? { offset: state.fileEnd, length };
     if (place.offset === state.fileEnd) state.fileEnd += place.length;
-    state.reserved++;
     return { ...place, fresh: true };
   }
 
   /** Lock held exclusively. Something may have been written there already, so it takes the way of a dropped place. */
   release(reservation: Reservation): void {
-    this.state.reserved--;
     this.drop(reservation.offset, reservation.length);
   }
 

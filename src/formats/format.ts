@@ -21,6 +21,8 @@ export interface ImageHeader {
   dataFile?: { name: string };
   /** Not cleanly closed by its last writer (QED's need-check bit). */
   dirty: boolean;
+  /** Nobody said the format: it was guessed from the first bytes. */
+  probed?: boolean;
 }
 
 export interface CreateOptions {

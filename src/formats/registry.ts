@@ -9,7 +9,7 @@ import { rawFormat } from './raw/format';
 export const FORMATS: readonly FormatModule[] = [qcow2Format, qedFormat, rawFormat];
 
 /** Bytes that probing looks at. */
-const PROBE_BYTES = 512;
+export const PROBE_BYTES = 512;
 
 export function formatNames(): string[] {
   return FORMATS.map((format) => format.name);
@@ -31,5 +31,10 @@ export function formatByName(name: string): FormatModule {
 export function probeFormat(storage: Storage): FormatModule {
   const head = new Uint8Array(PROBE_BYTES);
   const got = storage.read(0, head, 0, PROBE_BYTES);
-  return FORMATS.find((format) => format.probe(head.subarray(0, got))) ?? rawFormat;
+  return formatOfBytes(head.subarray(0, got));
+}
+
+/** @param head the first bytes of a file, at most PROBE_BYTES count */
+export function formatOfBytes(head: Uint8Array): FormatModule {
+  return FORMATS.find((format) => format.probe(head)) ?? rawFormat;
 }

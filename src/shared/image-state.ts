@@ -2,8 +2,8 @@
  * Everything about one opened image that changes, in shared memory: each thread builds its own `ImageState` over the same
  * buffer. What never changes while the image is open is in its header, as plain data.
  *
- * Lock order: resize mutex → flush gate → meta mutex → grow mutex → image lock → cache mutex. Host I/O may happen under the first four,
- * never under the last two.
+ * Lock order: resize mutex → flush gate → meta mutex → grow mutex → sync mutex → image lock → cache mutex. Host I/O may happen
+ * under the first five, never under the last two.
  */
 import { FLUSH_GATE_WORDS, FlushGate } from './flush-gate';
 import { Mutex } from './mutex';
@@ -12,20 +12,21 @@ import { Records, recordsBytes } from './records';
 import { RW_LOCK_WORDS, RwLock } from './rw-lock';
 
 const LOCK = 0;
-const GROW_MUTEX = LOCK + RW_LOCK_WORDS;
+/** The lock has a cache line of its own: every request touches it. */
+const GROW_MUTEX = LOCK + Math.max(16, RW_LOCK_WORDS);
 const META_MUTEX = GROW_MUTEX + 1;
 const FLUSH_GATE = META_MUTEX + 1;
 const FLAGS = FLUSH_GATE + FLUSH_GATE_WORDS;
 const DATA_DIRTY = FLAGS;
 const FAILED = FLAGS + 1;
 const NEED_CHECK = FLAGS + 2;
-const RESERVED = FLAGS + 3;
 const FREE_COUNT = FLAGS + 4;
 const DROPPED_COUNT = FLAGS + 5;
 const RETIRED_COUNT = FLAGS + 6;
 const DIRTY_SLOTS = FLAGS + 7;
 const RESIZE_MUTEX = FLAGS + 8;
 const CHANGING = FLAGS + 9;
+const SYNC_MUTEX = FLAGS + 10;
 
 const VIRTUAL_SIZE = 0;
 const FILE_END = 1;
@@ -90,6 +91,8 @@ export class ImageState {
   /** Held while the header or the list of tables changes on disk. */
   readonly metaMutex: Mutex;
   readonly flushGate: FlushGate;
+  /** Held during an fdatasync: one at a time (cluster/flush.ts). */
+  readonly syncMutex: Mutex;
   /** Held while the virtual size grows. */
   readonly resizeMutex: Mutex;
   readonly records: Records;
@@ -117,6 +120,7 @@ export class ImageState {
     this.lock = new RwLock(this.words, LOCK);
     this.growMutex = new Mutex(this.words, GROW_MUTEX);
     this.metaMutex = new Mutex(this.words, META_MUTEX);
+    this.syncMutex = new Mutex(this.words, SYNC_MUTEX);
     this.resizeMutex = new Mutex(this.words, RESIZE_MUTEX);
     this.flushGate = new FlushGate(this.words, FLUSH_GATE);
     let at = WORDS_BYTES + FLOATS_BYTES;
@@ -212,14 +216,6 @@ export class ImageState {
   }
   set needCheck(value: number) {
     Atomics.store(this.words, NEED_CHECK, value);
-  }
-
-  /** Reservations that are neither published nor released. Lock held exclusively. */
-  get reserved(): number {
-    return this.words[RESERVED];
-  }
-  set reserved(count: number) {
-    this.words[RESERVED] = count;
   }
 
   /** Requests that are about to change tables, or do: the need-check bit stays on while there is one. */

@@ -30,11 +30,17 @@ export class PlaceList {
     return total;
   }
 
-  /** Adds a run; merges it with its neighbours. @returns false when the list was full and the run is forgotten */
+  /**
+   * Adds a run; merges it with its neighbours.
+   * @returns false when the run is forgotten: the list was full, or has part of it already, because a corrupt image named one
+   * place twice (handing it out twice would spread the damage)
+   */
   add(offset: number, length: number): boolean {
     const { runs } = this;
     const count = this.count;
     const at = this.firstAfter(offset);
+    if (at > 0 && runs[at * 2 - 2] + runs[at * 2 - 1] > offset) return false;
+    if (at < count && offset + length > runs[at * 2]) return false;
     const joinsBefore = at > 0 && runs[at * 2 - 2] + runs[at * 2 - 1] === offset;
     const joinsAfter = at < count && offset + length === runs[at * 2];
     if (joinsBefore && joinsAfter) {

@@ -27,6 +27,9 @@ const WAYS = 8;
 /** Smallest cache: 16 sets. */
 export const TABLE_CACHE_MIN_BYTES = 16 * WAYS * SLICE_BYTES;
 
+/** x86-64 never lets a load pass an earlier load. */
+const LOADS_IN_ORDER = process.arch === 'x64';
+
 const FREE = 0;
 const LOADING = 1;
 const CLEAN = 2;
@@ -38,6 +41,7 @@ const SLOTS = 1;
 const CLOCK = 2;
 const DIRTY_SLOTS = 3;
 const MISSES = 4;
+const PRESSURE = 5;
 
 /** What the entries of a table say: where clusters are, where L2 tables are, how often clusters are referenced, where those counts are. */
 export type TableLevel = 'l1' | 'l2' | 'refcount' | 'refcount-table';
@@ -64,7 +68,7 @@ export interface DirtySpan {
 export function createTableCache(bytes: number): SharedArrayBuffer {
   const sets = Math.max(16, Math.floor(bytes / (WAYS * SLICE_BYTES)));
   const slots = sets * WAYS;
-  const buffer = new SharedArrayBuffer(HEADER_BYTES + slots * (32 + SLICE_BYTES));
+  const buffer = new SharedArrayBuffer(HEADER_BYTES + slots * (28 + SLICE_BYTES));
   new Int32Array(buffer)[SLOTS] = slots;
   return buffer;
 }
@@ -80,7 +84,6 @@ export class TableCache {
   private readonly image: Int32Array;
   private readonly level: Int32Array;
   private readonly used: Int32Array;
-  private readonly writing: Int32Array;
   private readonly key: Float64Array;
   private readonly slots: number;
   private readonly sets: number;
@@ -104,7 +107,6 @@ export class TableCache {
     this.image = ints();
     this.level = ints();
     this.used = ints();
-    this.writing = ints();
     this.bytes = new Uint8Array(buffer, at, slots * SLICE_BYTES);
     this.words32 = new Uint32Array(buffer, at, (slots * SLICE_BYTES) / 4);
   }
@@ -138,7 +140,8 @@ export class TableCache {
 
   /** Is the slot still what `find` said, at this version? Then everything read in between belongs to that slice. */
   unchanged(slot: number, version: number, image: number, offset: number): boolean {
-    const state = Atomics.load(this.state, slot);
+    // Elsewhere a load may pass a later one; a read-modify-write keeps the entries' loads before it.
+    const state = LOADS_IN_ORDER ? Atomics.load(this.state, slot) : Atomics.or(this.state, slot, 0);
     return state >> 3 === version && (state & 7) >= CLEAN && this.key[slot] === offset && this.image[slot] === image;
   }
 
@@ -184,7 +187,10 @@ export class TableCache {
           busy = present;
         } else {
           slot = this.evict(first);
-          if (slot < 0) return false;
+          if (slot < 0) {
+            Atomics.store(this.header, PRESSURE, 1);
+            return false;
+          }
           this.key[slot] = slice.offset;
           this.image[slot] = image;
           this.level[slot] = LEVELS.indexOf(slice.level);
@@ -249,14 +255,14 @@ export class TableCache {
     const spans: DirtySpan[] = [];
     for (let slot = 0; slot < this.slots; slot++) {
       if ((Atomics.load(this.state, slot) & 7) !== DIRTY || this.image[slot] !== image) continue;
-      const mask = Atomics.exchange(this.mask, slot, 0);
+      const mask = Atomics.load(this.mask, slot);
       if (mask === 0) continue;
-      this.writing[slot] = 1;
       const from = (31 - Math.clz32(mask & -mask)) * SECTOR;
       const to = (32 - Math.clz32(mask)) * SECTOR;
       const at = slot * SLICE_BYTES;
       const bytes = new Uint8Array(to - from);
       bytes.set(this.bytes.subarray(at + from, at + to));
+      Atomics.store(this.mask, slot, 0);
       spans.push({ slot, mask, level: LEVELS[this.level[slot]], offset: this.key[slot] + from, bytes });
     }
     return spans;
@@ -266,26 +272,25 @@ export class TableCache {
   written(spans: DirtySpan[]): number {
     let cleaned = 0;
     for (const { slot } of spans) {
-      this.writing[slot] = 0;
       if (Atomics.load(this.mask, slot) !== 0) continue;
       Atomics.sub(this.state, slot, DIRTY - CLEAN);
       cleaned++;
     }
     Atomics.sub(this.header, DIRTY_SLOTS, cleaned);
+    if (cleaned > 0) Atomics.store(this.header, PRESSURE, 0);
     return cleaned;
   }
 
   /** The spans could not be written: they stay dirty. The image's lock is held exclusively. */
   notWritten(spans: DirtySpan[]): void {
     for (const { slot, mask } of spans) {
-      this.writing[slot] = 0;
       Atomics.or(this.mask, slot, mask);
     }
   }
 
-  /** More than half of the cache is dirty: time for a flush. */
+  /** More than half of the cache is dirty, or somebody found every slot of a set dirty: time for a flush. */
   get halfDirty(): boolean {
-    return Atomics.load(this.header, DIRTY_SLOTS) > this.slots / 2;
+    return Atomics.load(this.header, DIRTY_SLOTS) > this.slots / 2 || Atomics.load(this.header, PRESSURE) === 1;
   }
 
   /** Slices loaded so far, for statistics. */

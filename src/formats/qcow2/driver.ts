@@ -110,10 +110,9 @@ export class Qcow2Driver implements FormatDriver {
   }
 
   reserve(guest: number, length: number): Reservation | TableSlice | 'prepare' {
-    const { state, clusterSize, granule } = this;
+    const { clusterSize, granule } = this;
     if (this.header.dataFile !== undefined) {
       // Clusters of a data file lie where the guest sees them, so that it can be read without this image.
-      state.reserved++;
       return { offset: guest, length, fresh: false, kept: true };
     }
     const inCluster = guest % clusterSize;
@@ -122,20 +121,17 @@ export class Qcow2Driver implements FormatDriver {
       if (typeof word === 'object') return word;
       const host = ownCluster(this.cache.words32, word, true);
       if (host !== 0) {
-        state.reserved++;
         const left = Math.min(length, clusterSize - inCluster);
         return { offset: host + inCluster, length: left, fresh: false, kept: true };
       }
     }
     const place = this.refcounts.allocate(Math.ceil((inCluster + length) / clusterSize));
     if (place === 'prepare' || 'level' in place) return place;
-    state.reserved++;
     const got = Math.min(length, place.length - inCluster);
     return { offset: place.offset + inCluster, length: got, fresh: place.fresh };
   }
 
   release(reservation: Reservation): void {
-    this.state.reserved--;
     if (reservation.kept === true) return;
     const { offset, length } = reservation;
     this.drop(offset, length);

@@ -82,18 +82,22 @@ test('maintain(): flushes what is 5 s old, then clears need-check 5 s after the 
   t.deepEqual(log, [], 'nothing is left to do');
 });
 
-test('maintain(): need-check stays while something is not flushed', (t) => {
+test('maintain(): need-check stays while a table is not flushed, and no longer for data written in place', (t) => {
   const { storage, node, write } = recorded();
   write(0, 4 * KIB);
   node.flush();
-  const later = Date.now() + 6 * SECOND;
+  const later = Date.now() + 60 * SECOND;
   const { state } = node.layer;
-  // Written in place at this moment: its date is new, so no timed flush comes first.
-  write(0, 100);
+  // Allocated at this moment: its date is new, so no timed flush comes first.
+  write(8 * KIB, 4 * KIB);
   state.dirtySince = later;
   maintain(node, later);
   t.true(readQedHeader(storage).dirty);
-  maintain(node, later + 6 * SECOND);
+  node.flush();
+  write(0, 100);
+  state.dirtySince = later;
+  maintain(node, later);
+  t.true(state.dataDirty);
   t.false(readQedHeader(storage).dirty);
 });
 
