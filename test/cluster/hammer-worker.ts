@@ -8,7 +8,9 @@
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import type { BlockNode } from '../../src/block/node';
-import { attachImage, type ImageDescriptor } from '../../src/block/open';
+import { attachChain, type ImageDescriptor } from '../../src/block/open';
+import { attachStorage } from '../../src/storage/attach';
+import { DelayedStorage } from '../helpers/delayed-storage';
 import { fillPattern, Random } from '../helpers/random';
 
 export interface HammerPlan {
@@ -30,6 +32,8 @@ export interface HammerPlan {
   model: SharedArrayBuffer;
   /** Word 0: threads that are ready; word 1: go. */
   start: SharedArrayBuffer;
+  /** Some host operations wait, so that others overtake them. */
+  delays: boolean;
   /** Backing pattern's tag, or undefined: untouched bytes are zero. */
   base?: number;
 }
@@ -165,7 +169,11 @@ class Hammer {
 if (parentPort !== null && workerData?.descriptor !== undefined) {
   const plan = workerData as HammerPlan;
   const start = new Int32Array(plan.start);
-  const node = attachImage(plan.descriptor, plan.thread);
+  const slow = new Random(plan.seed + plan.index);
+  const node = attachChain(plan.descriptor, plan.thread, (layer) => {
+    const storage = attachStorage(layer);
+    return plan.delays ? new DelayedStorage(storage, slow, 0.01, 4) : storage;
+  });
   Atomics.add(start, 0, 1);
   Atomics.notify(start, 0);
   Atomics.wait(start, 1, 0);

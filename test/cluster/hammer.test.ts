@@ -46,8 +46,9 @@ async function hammer(
   descriptor: ImageDescriptor,
   node: BlockNode,
   seed: number,
-  base?: number,
+  options: { base?: number; delays: boolean },
 ): Promise<Hammered> {
+  const { base, delays } = options;
   const random = new Random(seed);
   const { pieced, shared } = layout(random);
   const start = new SharedArrayBuffer(8);
@@ -60,7 +61,18 @@ async function hammer(
       const { offset, at } = pieceOf(plan, number);
       fillPattern(bytes, at, offset, PIECE, base);
     }
-    plans.push({ ...plan, descriptor, thread: 2 + index, seed, operations: OPERATIONS, shared, model, start, base });
+    plans.push({
+      ...plan,
+      descriptor,
+      thread: 2 + index,
+      seed,
+      operations: OPERATIONS,
+      shared,
+      model,
+      start,
+      base,
+      delays,
+    });
   }
   const results = plans.map(
     (plan) =>
@@ -129,7 +141,7 @@ for (const [index, spec] of IN_MEMORY.entries()) {
     const seed = seedOf(t, 700 + index);
     const storage = createInMemory({ ...spec, size: SIZE }, 64 * MIB);
     const chain = openChainOf([storage], { threads: 2 + THREADS });
-    const { plans, problems } = await hammer(t, chain.descriptor, chain.node, seed);
+    const { plans, problems } = await hammer(t, chain.descriptor, chain.node, seed, { delays: true });
     t.deepEqual(problems, []);
     compareAll(t, chain.node, plans, 'before closing');
     const { fileEnd, forgotten } = chain.node.layer.state;
@@ -171,7 +183,10 @@ for (const [index, { spec, backed }] of ON_FILES.entries()) {
     t.teardown(() => {
       if (!closed) image.close();
     });
-    const { plans, problems } = await hammer(t, image.describe(), image.node, seed, backed ? BASE_TAG : undefined);
+    const { plans, problems } = await hammer(t, image.describe(), image.node, seed, {
+      base: backed ? BASE_TAG : undefined,
+      delays: false,
+    });
     t.deepEqual(problems, []);
     compareAll(t, image.node, plans, 'before closing');
     closed = true;

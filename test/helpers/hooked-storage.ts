@@ -3,7 +3,8 @@
  * moment. The engine holds no lock of the image's mapping during host I/O, so a second thread's nodes can be used from the
  * callback, as long as they need nothing that the first one holds (its remapped clusters, the flush, the header).
  */
-import type { Storage, StorageDescriptor, StorageEvent } from '../../src/storage/storage';
+import type { StorageEvent } from '../../src/storage/storage';
+import { PassingStorage } from './passing-storage';
 
 export interface Hook {
   event: StorageEvent | 'read';
@@ -11,15 +12,8 @@ export interface Hook {
   run: () => void;
 }
 
-export class HookedStorage implements Storage {
-  readonly path: string;
-  readonly readOnly: boolean;
+export class HookedStorage extends PassingStorage {
   private hooks: Hook[] = [];
-
-  constructor(private readonly below: Storage) {
-    this.path = below.path;
-    this.readOnly = below.readOnly;
-  }
 
   /** Runs once, at the next operation of this kind. */
   at(event: Hook['event'], when: Hook['when'], run: () => void): void {
@@ -31,54 +25,30 @@ export class HookedStorage implements Storage {
     return this.hooks.length;
   }
 
-  read(offset: number, target: Uint8Array, at: number, length: number): number {
-    return this.around('read', () => this.below.read(offset, target, at, length));
+  override read(offset: number, target: Uint8Array, at: number, length: number): number {
+    return this.around('read', () => super.read(offset, target, at, length));
   }
 
-  write(offset: number, source: Uint8Array, at: number, length: number, event: StorageEvent): void {
+  override write(offset: number, source: Uint8Array, at: number, length: number, event: StorageEvent): void {
     // The engine's buffer may be the one that the callback's requests use too.
     const copy = source.slice(at, at + length);
-    this.around(event, () => this.below.write(offset, copy, 0, length, event));
+    this.around(event, () => super.write(offset, copy, 0, length, event));
   }
 
-  punch(offset: number, length: number, event: StorageEvent): void {
-    this.around(event, () => this.below.punch(offset, length, event));
+  override punch(offset: number, length: number, event: StorageEvent): void {
+    this.around(event, () => super.punch(offset, length, event));
   }
 
-  allocate(offset: number, length: number, event: StorageEvent): void {
-    this.around(event, () => this.below.allocate(offset, length, event));
+  override allocate(offset: number, length: number, event: StorageEvent): void {
+    this.around(event, () => super.allocate(offset, length, event));
   }
 
-  size(): number {
-    return this.below.size();
+  override truncate(size: number, event: StorageEvent): void {
+    this.around(event, () => super.truncate(size, event));
   }
 
-  truncate(size: number, event: StorageEvent): void {
-    this.around(event, () => this.below.truncate(size, event));
-  }
-
-  sync(event: StorageEvent): void {
-    this.around(event, () => this.below.sync(event));
-  }
-
-  nextData(offset: number): number {
-    return this.below.nextData(offset);
-  }
-
-  nextHole(offset: number): number {
-    return this.below.nextHole(offset);
-  }
-
-  allocatedBytes(): number {
-    return this.below.allocatedBytes();
-  }
-
-  describe(): StorageDescriptor {
-    return this.below.describe();
-  }
-
-  close(): void {
-    this.below.close();
+  override sync(event: StorageEvent): void {
+    this.around(event, () => super.sync(event));
   }
 
   private around<T>(event: Hook['event'], body: () => T): T {
