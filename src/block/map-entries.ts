@@ -14,6 +14,8 @@ export interface MapEntry {
   data: boolean;
   /** Host offset in the file of that layer. */
   offset?: number;
+  /** Present where the data must be inflated first, and has no place of its own. QEMU says it from 8.2 on, everywhere. */
+  compressed?: true;
 }
 
 export interface GuestRange {
@@ -59,6 +61,7 @@ function entryOf(node: BlockNode, start: number, status: BlockStatus): MapEntry 
   const entry: MapEntry = { start, length, depth, present, zero, data };
   const offset = status.offset ?? holeOffset(node, start, status);
   if (offset !== undefined) entry.offset = offset;
+  if (status.compressed === true) entry.compressed = true;
   return entry;
 }
 
@@ -76,7 +79,8 @@ function continues(current: MapEntry, next: MapEntry): boolean {
     current.depth === next.depth &&
     current.present === next.present &&
     current.zero === next.zero &&
-    current.data === next.data;
+    current.data === next.data &&
+    current.compressed === next.compressed;
   if (!sameKind || (current.offset === undefined) !== (next.offset === undefined)) return false;
   return current.offset === undefined || current.offset + current.length === next.offset;
 }

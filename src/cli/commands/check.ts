@@ -18,10 +18,11 @@ const HELP = `Usage: imagefs check [-f FMT] [--output=human|json] [-r leaks|all]
 
 Checks the tables of a disk image, and repairs them with -r. Raw images have none.
 
-  -f, --format FMT      format of the image: qed or raw (default: recognised by its first bytes)
+  -f, --format FMT      format of the image: qcow2, qed or raw (default: recognised by its first bytes)
       --output FORMAT   human (default) or json, with the fields of qemu-img
   -r, --repair leaks    give clusters that nothing uses back to the host
-  -r, --repair all      also clear entries that point to no possible place; what they held is lost already
+  -r, --repair all      also clear entries that point to no possible place (what they held is lost already), and for
+                        qcow2 set wrong reference counts and copied flags right or make new reference counts
   -q, --quiet           only the exit code
   -T, --cache MODE      accepted and ignored
   -U, --force-share     check although somebody writes to the image; may report what is not there

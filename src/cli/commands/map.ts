@@ -1,7 +1,8 @@
 /** `imagefs map`: which part of the disk lies where in which file of the backing chain, as `qemu-img map` says it. */
+import { backingPath } from '../../block/info';
 import { type MapEntry, mapEntries } from '../../block/map-entries';
 import type { BlockNode } from '../../block/node';
-import { openImage } from '../../block/open';
+import { imageHeaderOf, openImage } from '../../block/open';
 import { BlockError } from '../../errors';
 import { createTableCache } from '../../shared/table-cache';
 import { MIB } from '../../units';
@@ -14,7 +15,7 @@ const HELP = `Usage: imagefs map [-f FMT] [--output=human|json] [--start-offset=
 
 Shows which parts of the disk hold data, and in which file of the backing chain at which offset.
 
-  -f, --format FMT        format of the image: qed or raw (default: recognised by its first bytes)
+  -f, --format FMT        format of the image: qcow2, qed or raw (default: recognised by its first bytes)
       --output FORMAT     human (default): what holds data; or json: everything, with the fields of qemu-img
   -s, --start-offset N    begin at this offset of the disk (default 0); suffixes k, M, G, T, P, E
   -l, --max-length N      show this many bytes at most
@@ -86,7 +87,7 @@ function printTable(entries: Iterable<MapEntry>, top: BlockNode): void {
   row('Offset', 'Length', 'Mapped to', 'File');
   for (const entry of entries) {
     if (!entry.data || entry.zero) continue;
-    const { path } = layerAt(top, entry.depth);
+    const path = dataPathOf(layerAt(top, entry.depth));
     if (entry.offset === undefined) {
       throw new BlockError('UNSUPPORTED_FEATURE', 'File contains external, encrypted or compressed clusters', { path });
     }
@@ -98,6 +99,12 @@ function layerAt(top: BlockNode, depth: number): BlockNode {
   let node = top;
   for (let down = 0; down < depth && node.backing !== undefined; down++) node = node.backing;
   return node;
+}
+
+/** The file that holds the layer's data: the image itself, or its external data file. */
+function dataPathOf(layer: BlockNode): string {
+  const { dataFile } = imageHeaderOf(layer);
+  return dataFile === undefined ? layer.path : backingPath(layer.path, dataFile.name);
 }
 
 /** C's `%#llx`: 0 has no prefix. */

@@ -150,19 +150,24 @@ class Repair {
   freeLeaks(): void {
     const { report } = this.scan;
     const wanted = (cluster: number) => report.wanted(cluster);
-    if (report.copiedErrors > 0) this.#repairFlags(false, wanted);
+    // Every entry is possible: a table that shares its cluster with something else is a table all the same.
+    if (report.copiedErrors > 0) this.#repairFlags(false, wanted, true);
     if (report.leaks > 0) this.leaks += lowerCounts(this.scan, this.messages);
-    if (report.copiedErrors > 0 || report.leaks > 0) this.#repairFlags(true, wanted);
+    if (report.copiedErrors > 0 || report.leaks > 0) this.#repairFlags(true, wanted, true);
   }
 
-  /** @param countOf the counts as they will be */
-  #repairFlags(set: boolean, countOf: (cluster: number) => number): void {
+  /**
+   * @param countOf the counts as they will be
+   * @param sound no entry of any table is impossible
+   */
+  #repairFlags(set: boolean, countOf: (cluster: number) => number, sound = false): void {
     const { report, l1Tables } = this.scan;
     const { header, storage } = report;
     let changed = 0;
     const onWrong: FlagRepair = (at, entry, toSet, table) => {
       const level = typeof table === 'number' ? 'l2' : 'l1';
-      if (toSet !== set || !mayWrite(this.scan, level, typeof table === 'number' ? table : table.offset)) return;
+      const offset = typeof table === 'number' ? table : table.offset;
+      if (toSet !== set || (!sound && !mayWrite(this.scan, level, offset))) return;
       const bytes = writeEntry(entry, level === 'l2' && header.extendedL2);
       storage.write(at, bytes, 0, bytes.length, 'check-repair');
       this.messages.add(`Repairing OFLAG_COPIED ${level === 'l2' ? 'data' : 'L2'} cluster: entry at ${hexOf(at)}`);
