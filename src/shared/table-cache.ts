@@ -49,7 +49,7 @@ const LEVELS: readonly TableLevel[] = ['l1', 'l2', 'refcount', 'refcount-table']
 
 /** Part of a table that a slot holds. */
 export interface TableSlice {
-  /** Host offset of the slice; a multiple of 512. */
+  /** Host offset of the slice; a multiple of 8: entries are never torn where sectors are written whole. */
   offset: number;
   length: number;
   level: TableLevel;
@@ -68,7 +68,7 @@ export interface DirtySpan {
 export function createTableCache(bytes: number): SharedArrayBuffer {
   const sets = Math.max(16, Math.floor(bytes / (WAYS * SLICE_BYTES)));
   const slots = sets * WAYS;
-  const buffer = new SharedArrayBuffer(HEADER_BYTES + slots * (28 + SLICE_BYTES));
+  const buffer = new SharedArrayBuffer(HEADER_BYTES + slots * (32 + SLICE_BYTES));
   new Int32Array(buffer)[SLOTS] = slots;
   return buffer;
 }
@@ -83,6 +83,7 @@ export class TableCache {
   private readonly mask: Int32Array;
   private readonly image: Int32Array;
   private readonly level: Int32Array;
+  private readonly length: Int32Array;
   private readonly used: Int32Array;
   private readonly key: Float64Array;
   private readonly slots: number;
@@ -106,6 +107,7 @@ export class TableCache {
     this.mask = ints();
     this.image = ints();
     this.level = ints();
+    this.length = ints();
     this.used = ints();
     this.bytes = new Uint8Array(buffer, at, slots * SLICE_BYTES);
     this.words32 = new Uint32Array(buffer, at, (slots * SLICE_BYTES) / 4);
@@ -194,6 +196,7 @@ export class TableCache {
           this.key[slot] = slice.offset;
           this.image[slot] = image;
           this.level[slot] = LEVELS.indexOf(slice.level);
+          this.length[slot] = slice.length;
           Atomics.add(this.header, MISSES, 1);
           this.used[slot] = Atomics.add(this.header, CLOCK, 1) + 1;
         }
@@ -258,7 +261,8 @@ export class TableCache {
       const mask = Atomics.load(this.mask, slot);
       if (mask === 0) continue;
       const from = (31 - Math.clz32(mask & -mask)) * SECTOR;
-      const to = (32 - Math.clz32(mask)) * SECTOR;
+      // A table may end inside a sector: what follows it in the file is not ours to write.
+      const to = Math.min((32 - Math.clz32(mask)) * SECTOR, this.length[slot]);
       const at = slot * SLICE_BYTES;
       const bytes = new Uint8Array(to - from);
       bytes.set(this.bytes.subarray(at + from, at + to));
