@@ -2,11 +2,12 @@
 import { BlockError } from '../errors';
 import type { Storage } from '../storage/storage';
 import type { FormatModule } from './format';
+import { qcowFormat } from './qcow/format';
 import { qcow2Format } from './qcow2/format';
 import { qedFormat } from './qed/format';
 import { rawFormat } from './raw/format';
 
-export const FORMATS: readonly FormatModule[] = [qcow2Format, qedFormat, rawFormat];
+export const FORMATS: readonly FormatModule[] = [qcowFormat, qcow2Format, qedFormat, rawFormat];
 
 /** Bytes that probing looks at. */
 export const PROBE_BYTES = 512;

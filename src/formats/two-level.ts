@@ -244,6 +244,16 @@ export abstract class TwoLevelDriver implements FormatDriver {
     return this.zeroEntry;
   }
 
+  /** Both halves of an entry, exact where the number would be too large. */
+  protected halvesAt(word: number): { high: number; low: number } {
+    const { slots, littleEndian } = this;
+    const [high, low] = littleEndian ? [1, 0] : [0, 1];
+    return {
+      high: slots.getUint32((word + high) * 4, littleEndian),
+      low: slots.getUint32((word + low) * 4, littleEndian),
+    };
+  }
+
   /** @param word index of the entry's first half in the cache */
   private entryAt(word: number): number {
     const { words32 } = this.cache;

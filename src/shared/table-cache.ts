@@ -224,7 +224,7 @@ export class TableCache {
   isDirty(image: number, from: number, to: number): boolean {
     for (let slot = 0; slot < this.slots; slot++) {
       if ((Atomics.load(this.state, slot) & 7) !== DIRTY || this.image[slot] !== image) continue;
-      if (this.key[slot] < to && this.key[slot] + SLICE_BYTES > from) return true;
+      if (this.key[slot] < to && this.key[slot] + this.length[slot] > from) return true;
     }
     return false;
   }
