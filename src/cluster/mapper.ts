@@ -9,6 +9,8 @@ const log = logOf('cluster');
 
 /** Attempts to get a slice while other images keep evicting it or fill its set with dirty ones; about ten seconds. */
 const LOAD_ATTEMPTS = 10_000;
+/** A request that has asked for this many slices without getting on: they may be evicting each other. */
+const THRASHING = 64;
 /** Never notified: waiting on it is a pause as long as the time-out, milliseconds. */
 const PAUSE = new Int32Array(new SharedArrayBuffer(4));
 
@@ -30,14 +32,18 @@ export class Mapper {
     for (let attempt = 0; attempt < LOAD_ATTEMPTS; attempt++) {
       const mapping = this.mapLocked(guest, maxLength);
       if (mapping.kind !== 'miss') return mapping;
-      this.load(mapping.slice);
+      this.load(mapping.slice, attempt);
     }
     throw this.cacheTooSmall();
   }
 
-  /** Brings the slice into the cache. No lock is held. */
-  load(slice: TableSlice): void {
+  /**
+   * Brings the slice into the cache. No lock is held.
+   * @param attempt how many slices this request has asked for without getting on
+   */
+  load(slice: TableSlice, attempt = 0): void {
     const { storage } = this.driver;
+    if (attempt % THRASHING === THRASHING - 1) this.endThrashing();
     const read = (target: Uint8Array, at: number, length: number) => {
       storage.read(slice.offset, target, at, length);
     };
@@ -45,16 +51,27 @@ export class Mapper {
       if (this.cache.load(this.imageId, slice, read)) return;
       // Every slot it may lie in is dirty. If these are another image's tables, the flusher sees that the cache is under
       // pressure and flushes that image; an error is for its writers, not for whoever reads here.
-      if (!this.readOnly && this.driver.state.dirtySlots > 0) {
-        try {
-          this.flush();
-        } catch (error) {
-          log('flush of %s for a free slot failed: %s', storage.path, error);
-        }
-      }
+      this.flushOwn();
       if (attempt > 0) Atomics.wait(PAUSE, 0, 0, 1);
     }
     throw this.cacheTooSmall();
+  }
+
+  /** A request needs several slices at once. Where all but one slot of their set are dirty, they evict each other for ever. */
+  private endThrashing(): void {
+    this.flushOwn();
+    this.cache.askForSpace();
+    Atomics.wait(PAUSE, 0, 0, 1);
+  }
+
+  private flushOwn(): void {
+    const { state, storage } = this.driver;
+    if (this.readOnly || state.dirtySlots === 0) return;
+    try {
+      this.flush();
+    } catch (error) {
+      log('flush of %s for a free slot failed: %s', storage.path, error);
+    }
   }
 
   /** Runs `body` under the exclusive lock. */

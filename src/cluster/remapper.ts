@@ -111,10 +111,10 @@ export class Remapper {
     const isFull = this.cache.halfDirty && dirtySlots > 0;
     if (isFull || dropped.capacity - dropped.count < DROP_ROOM) this.flush();
     this.dirtyBit.set();
-    for (;;) {
+    for (let attempt = 0; ; attempt++) {
       const missing = driver.prepareTables(guest);
       if (missing === undefined) return;
-      this.mapper.load(missing);
+      this.mapper.load(missing, attempt);
     }
   }
 
@@ -125,7 +125,7 @@ export class Remapper {
     mixed: boolean,
   ): { run: Run; reservation: Reservation } | undefined {
     const { driver } = this;
-    for (;;) {
+    for (let attempt = 0; ; attempt++) {
       const got = this.mapper.locked(() => {
         const run = this.runAt(guest, length, mixed);
         if (run === undefined || 'offset' in run) return run;
@@ -139,7 +139,7 @@ export class Remapper {
       });
       if (got === undefined || (got !== 'prepare' && 'run' in got)) return got;
       if (got === 'prepare') this.makeRoom(guest);
-      else this.mapper.load(got);
+      else this.mapper.load(got, attempt);
     }
   }
 
@@ -238,7 +238,7 @@ export class Remapper {
     const { state } = this.driver;
     let published = false;
     try {
-      while (!published) {
+      for (let attempt = 0; !published; attempt++) {
         const missing = this.mapper.locked(() => {
           if (!stillRight()) return 'wrong';
           const slice = this.driver.publish(start, length, target);
@@ -248,7 +248,7 @@ export class Remapper {
           return undefined;
         });
         if (missing === 'wrong') return false;
-        if (missing !== undefined) this.mapper.load(missing);
+        if (missing !== undefined) this.mapper.load(missing, attempt);
       }
       return true;
     } finally {

@@ -297,6 +297,11 @@ export class TableCache {
     return Atomics.load(this.header, DIRTY_SLOTS) > this.slots / 2 || Atomics.load(this.header, PRESSURE) === 1;
   }
 
+  /** Dirty slots stand in somebody's way: their images are to be flushed. */
+  askForSpace(): void {
+    Atomics.store(this.header, PRESSURE, 1);
+  }
+
   /** Slices loaded so far, for statistics. */
   get misses(): number {
     return Atomics.load(this.header, MISSES);
