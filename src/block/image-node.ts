@@ -22,13 +22,13 @@ export class ImageNode implements BlockNode, Below {
   ) {
     this.format = header.format;
     this.path = storage.path;
-    this.readOnly = storage.readOnly;
+    this.readOnly = layer.readOnly;
     this.clusterSize = header.clusterSize;
     this.guessedRaw = header.format === 'raw' && header.probed === true;
   }
 
   size(): number {
-    return this.layer.state.virtualSize;
+    return this.layer.size();
   }
 
   read(offset: number, target: Uint8Array, at: number, length: number): void {
@@ -161,7 +161,7 @@ export class ImageNode implements BlockNode, Below {
     );
   }
 
-  private checkBounds(action: string, offset: number, length: number): void {
+  protected checkBounds(action: string, offset: number, length: number): void {
     if (offset >= 0 && length > 0 && offset + length <= this.size()) return;
     throw new BlockError(
       'OUT_OF_BOUNDS',

@@ -21,18 +21,18 @@ const PIECE = MIB;
 
 export class ClusterLayer implements Layer {
   readonly state: ImageState;
+  readonly readOnly: boolean;
+  readonly mapper: Mapper;
   private readonly clusterSize: number;
-  private readonly readOnly: boolean;
-  private readonly mapper: Mapper;
   private readonly dirtyBit: DirtyBit;
   private readonly remapper: Remapper;
   private inflated: Uint8Array | undefined;
 
   constructor(
-    private readonly driver: FormatDriver,
-    private readonly cache: TableCache,
-    private readonly imageId: number,
-    private readonly below: Below | undefined,
+    readonly driver: FormatDriver,
+    readonly cache: TableCache,
+    readonly imageId: number,
+    readonly below: Below | undefined,
   ) {
     this.state = driver.state;
     this.clusterSize = driver.clusterSize;
@@ -43,6 +43,10 @@ export class ClusterLayer implements Layer {
     this.remapper = new Remapper(driver, cache, this.mapper, this.dirtyBit, below, flush, (guest, target, at, length) =>
       this.readRuns(guest, target, at, length),
     );
+  }
+
+  size(): number {
+    return this.state.virtualSize;
   }
 
   read(guest: number, target: Uint8Array, at: number, length: number): void {
@@ -60,7 +64,7 @@ export class ClusterLayer implements Layer {
 
   write(guest: number, source: Uint8Array, at: number, length: number): void {
     const { state, driver } = this;
-    state.records.begin();
+    this.begin(guest + length);
     try {
       for (let done = 0; done < length; ) {
         const mapping = this.mapper.lookUp(guest + done, length - done);
@@ -82,12 +86,12 @@ export class ClusterLayer implements Layer {
   }
 
   writeZeroes(guest: number, length: number): void {
-    this.zeroRange(guest, length, this.state.virtualSize);
+    this.zeroRange(guest, length);
   }
 
   allocate(guest: number, length: number): void {
     const { state, driver } = this;
-    state.records.begin();
+    this.begin(guest + length);
     try {
       const end = Math.min(alignUp(guest + length, driver.granule), state.virtualSize);
       for (let at = alignDown(guest, driver.granule); at < end; ) {
@@ -149,7 +153,14 @@ export class ClusterLayer implements Layer {
   }
 
   status(guest: number, maxLength: number): LayerStatus {
-    return this.mapper.lookUp(guest, maxLength);
+    if (this.readOnly) return this.mapper.lookUp(guest, maxLength);
+    // A request as any other: the tables that it looks at must not be freed meanwhile.
+    this.state.records.begin();
+    try {
+      return this.mapper.lookUp(guest, maxLength);
+    } finally {
+      this.state.records.end();
+    }
   }
 
   maintain(nowMs: number): void {
@@ -176,7 +187,7 @@ export class ClusterLayer implements Layer {
     throw new BlockError('IO', `Cannot mark "${path}" as cleanly closed: it still has unflushed tables`, { path });
   }
 
-  private readRuns(guest: number, target: Uint8Array, at: number, length: number): void {
+  protected readRuns(guest: number, target: Uint8Array, at: number, length: number): void {
     for (let done = 0; done < length; ) {
       const mapping = this.mapper.lookUp(guest + done, length - done);
       const to = at + done;
@@ -205,13 +216,14 @@ export class ClusterLayer implements Layer {
     target.set(this.inflated.subarray(from, from + mapping.length), to);
   }
 
-  /** @param diskEnd a cluster that reaches past it counts as whole when the range reaches it */
-  private zeroRange(guest: number, length: number, diskEnd: number): void {
+  /** @param growsTo end of the disk when this is done, if it is about to grow: a cluster that the end cuts counts as whole */
+  private zeroRange(guest: number, length: number, growsTo?: number): void {
     const { granule } = this.driver;
     const end = guest + length;
-    let wholeEnd = end === diskEnd ? alignUp(end, granule) : alignDown(end, granule);
-    this.state.records.begin();
+    this.begin(end, growsTo);
     try {
+      const diskEnd = growsTo ?? this.state.virtualSize;
+      let wholeEnd = end === diskEnd ? alignUp(end, granule) : alignDown(end, granule);
       for (let at = guest; at < end; ) {
         const inGranule = at % granule;
         if (inGranule !== 0 || wholeEnd <= at) at += this.zeroInside(at, Math.min(end - at, granule - inGranule));
@@ -226,6 +238,20 @@ export class ClusterLayer implements Layer {
       this.state.records.end();
     }
     this.relieve();
+  }
+
+  /** A request that changes the disk begins. Its range was inside the disk when somebody looked, perhaps before a revert. */
+  private begin(end: number, diskEnd?: number): void {
+    const { state } = this;
+    state.records.begin();
+    if (end <= (diskEnd ?? state.virtualSize)) return;
+    state.records.end();
+    const { path } = this.driver.storage;
+    throw new BlockError(
+      'OUT_OF_BOUNDS',
+      `Cannot write to "${path}" up to ${end}: the disk ends at ${state.virtualSize} by now`,
+      { path, offset: end },
+    );
   }
 
   /** Whole granules from `guest` (the last one perhaps cut by the end of the disk) read zero afterwards. @returns bytes done; 0: the disk has grown */

@@ -7,9 +7,15 @@ import { FLUSH_DELAY_MS, type Layer, type LayerStatus } from './layer';
 
 export class FlatLayer implements Layer {
   readonly state: ImageState;
+  readonly readOnly: boolean;
 
   constructor(private readonly driver: FormatDriver) {
     this.state = driver.state;
+    this.readOnly = driver.storage.readOnly;
+  }
+
+  size(): number {
+    return this.state.virtualSize;
   }
 
   read(guest: number, target: Uint8Array, at: number, length: number): void {

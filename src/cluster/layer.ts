@@ -16,6 +16,9 @@ export type LayerStatus = Exclude<Mapping, { kind: 'miss' }>;
 
 export interface Layer {
   readonly state: ImageState;
+  readonly readOnly: boolean;
+  /** Bytes of the disk, now. */
+  size(): number;
   read(guest: number, target: Uint8Array, at: number, length: number): void;
   write(guest: number, source: Uint8Array, at: number, length: number): void;
   writeZeroes(guest: number, length: number): void;

@@ -9,6 +9,7 @@
 import type { ImageState } from '../shared/image-state';
 import type { TableSlice } from '../shared/table-cache';
 import type { Storage } from '../storage/storage';
+import type { SnapshotDriver } from './snapshots';
 
 /** Byte position on the disk as the guest sees it. */
 export type GuestOffset = number;
@@ -140,4 +141,7 @@ export interface FormatDriver {
 
   /** Largest virtual size that the tables of this image can describe, bytes. */
   readonly maxVirtualSize: number;
+
+  /** Internal snapshots; absent where the format, or this image, cannot have any. */
+  readonly snapshots?: SnapshotDriver;
 }

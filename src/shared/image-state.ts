@@ -27,6 +27,7 @@ const DIRTY_SLOTS = FLAGS + 7;
 const RESIZE_MUTEX = FLAGS + 8;
 const CHANGING = FLAGS + 9;
 const SYNC_MUTEX = FLAGS + 10;
+const SNAPSHOT_GENERATION = FLAGS + 11;
 
 const VIRTUAL_SIZE = 0;
 const FILE_END = 1;
@@ -93,7 +94,7 @@ export class ImageState {
   readonly flushGate: FlushGate;
   /** Held during an fdatasync: one at a time (cluster/flush.ts). */
   readonly syncMutex: Mutex;
-  /** Held while the virtual size grows. */
+  /** Held while the virtual size grows, and while the list of snapshots changes. */
   readonly resizeMutex: Mutex;
   readonly records: Records;
   /** Free places: read zero, nobody uses them. Lock held exclusively. */
@@ -209,6 +210,15 @@ export class ImageState {
   }
   markFailed(): void {
     Atomics.store(this.words, FAILED, 1);
+  }
+
+  /** Moves with every change of the list of internal snapshots: whoever has read the list reads it again then. */
+  get snapshotGeneration(): number {
+    return Atomics.load(this.words, SNAPSHOT_GENERATION);
+  }
+  /** With the image's lock held exclusively, together with the place of the list. */
+  nextSnapshotGeneration(): void {
+    Atomics.add(this.words, SNAPSHOT_GENERATION, 1);
   }
 
   get needCheck(): number {

@@ -15,6 +15,9 @@
  *
  * The generation answers "may somebody still use a place that was dropped?": a request that began before the drop may
  * hold the old mapping. A request publishes its record first and looks at the mapping second.
+ *
+ * A drain holds new requests back and waits for those in flight: whoever drains sets a word first and looks at the records
+ * second, a request publishes its record first and looks at the word second, so one of the two sees the other.
  */
 import { Mutex } from './mutex';
 
@@ -30,11 +33,17 @@ const WAITERS = 4;
 const START = 4;
 const END = 5;
 
+/** In front of the records: word 0 mutex, 1 generation, 2 last sequence number, and these. */
+const GENERATION_NOW = 1;
+const DRAIN = 3;
+/** Requests that ended during a drain. */
+const ENDED = 4;
+
 const NONE = 0;
 const REQUEST = 1;
 const REMAP = 2;
 
-/** Bytes for the records of `threads` threads, and the three words in front of them. */
+/** Bytes for the records of `threads` threads, and the words in front of them. */
 export function recordsBytes(threads: number): number {
   return RECORD_BYTES + threads * RECORD_BYTES;
 }
@@ -59,15 +68,45 @@ export class Records {
     this.own = thread + 1;
   }
 
-  /** A request of this thread begins; nested calls are not allowed. */
+  /** A request of this thread begins; waits while there is a drain. Nested calls are not allowed. */
   begin(): void {
+    const { words } = this;
     const base = this.own * RECORD_WORDS;
-    Atomics.store(this.words, base + GENERATION, Atomics.load(this.words, 1));
-    Atomics.store(this.words, base + KIND, REQUEST);
+    for (;;) {
+      Atomics.store(words, base + GENERATION, Atomics.load(words, GENERATION_NOW));
+      Atomics.store(words, base + KIND, REQUEST);
+      if (Atomics.load(words, DRAIN) === 0) return;
+      this.end();
+      Atomics.wait(words, DRAIN, 1);
+    }
   }
 
   end(): void {
-    Atomics.store(this.words, this.own * RECORD_WORDS + KIND, NONE);
+    const { words } = this;
+    Atomics.store(words, this.own * RECORD_WORDS + KIND, NONE);
+    if (Atomics.load(words, DRAIN) === 0) return;
+    Atomics.add(words, ENDED, 1);
+    Atomics.notify(words, ENDED);
+  }
+
+  /**
+   * Runs `body` with no request of any thread in flight: those that began before have ended, new ones wait. This thread has
+   * none either, and `body` begins none. One drain at a time, which the caller sees to.
+   */
+  drained<T>(body: () => T): T {
+    const { words } = this;
+    Atomics.store(words, DRAIN, 1);
+    try {
+      for (;;) {
+        const ended = Atomics.load(words, ENDED);
+        if (this.inFlight() === 0) break;
+        Atomics.wait(words, ENDED, ended);
+      }
+      return body();
+    } finally {
+      Atomics.store(words, DRAIN, 0);
+      Atomics.notify(words, DRAIN);
+    }
   }
 
   /**
@@ -104,7 +143,7 @@ export class Records {
    * @returns the number to ask `allEndedBefore` with
    */
   nextGeneration(): number {
-    return Atomics.add(this.words, 1, 1) + 1;
+    return Atomics.add(this.words, GENERATION_NOW, 1) + 1;
   }
 
   /** True when no request of another thread is in flight that began before `generation`. */

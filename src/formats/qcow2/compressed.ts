@@ -5,7 +5,10 @@
  */
 import * as zlib from 'node:zlib';
 import { Decompress } from 'fzstd';
-import type { CompressionType } from './layout';
+import { BlockError, hex } from '../../errors';
+import type { Storage } from '../../storage/storage';
+import type { Mapping } from '../driver';
+import type { CompressionType, Qcow2Header } from './layout';
 import { frameLength } from './zstd-header';
 
 type NativeZstd = (bytes: Uint8Array, options: { maxOutputLength: number }) => Uint8Array;
@@ -32,6 +35,25 @@ export function inflateCluster(
     throw failure(`the ${type} stream makes ${made.length} bytes, a cluster has ${cluster.length}`);
   }
   cluster.set(made);
+}
+
+/** Reads the whole cluster behind a compressed mapping. */
+export function readCompressedCluster(
+  header: Qcow2Header,
+  storage: Storage,
+  mapping: Extract<Mapping, { kind: 'compressed' }>,
+  cluster: Uint8Array,
+): void {
+  const bytes = new Uint8Array(mapping.bytes);
+  storage.read(mapping.offset, bytes, 0, bytes.length);
+  inflateCluster(header.compressionType, bytes, cluster, (problem) => {
+    const { path } = storage;
+    return new BlockError(
+      'CORRUPT_IMAGE',
+      `Cannot read the compressed cluster at ${hex(mapping.offset)} of qcow2 image "${path}": ${problem}`,
+      { path, offset: mapping.offset },
+    );
+  });
 }
 
 /** One cluster as a stream; undefined when that is not smaller. */

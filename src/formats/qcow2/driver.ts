@@ -8,19 +8,19 @@ import type { ImageState } from '../../shared/image-state';
 import type { TableCache, TableSlice } from '../../shared/table-cache';
 import type { Storage } from '../../storage/storage';
 import { alignDown, alignUp } from '../../units';
-import type { DriverCapabilities, FormatDriver, HostOffset, Mapping, Reservation, Target } from '../driver';
+import type { FormatDriver, HostOffset, Mapping, Reservation, Target } from '../driver';
 import { HostEnd } from '../host-end';
-import { inflateCluster } from './compressed';
+import { readCompressedCluster } from './compressed';
 import { COPIED, clearCopied, highOf, lowOf, swap } from './entry';
 import { Growth } from './growth';
 import { encodeQcow2Fields } from './header';
-import { maxVirtualSize, type Qcow2Header } from './layout';
+import { maxVirtualSize, QCOW2_CAPABILITIES, type Qcow2Header } from './layout';
 import { OWNED, Qcow2Mapping, SLICE_WORDS } from './mapping';
 import { namesPlace, ownCluster, publishClusters, publishSubclusters } from './publish';
 import { type Place, Refcounts } from './refcounts';
+import { Qcow2Snapshots } from './snapshots';
 import { Qcow2State } from './state';
 
-export const QCOW2_CAPABILITIES: DriverCapabilities = { clusters: true, backing: true };
 const log = logOf('qcow2');
 
 export class Qcow2Driver implements FormatDriver {
@@ -38,6 +38,7 @@ export class Qcow2Driver implements FormatDriver {
   readonly mapping: Qcow2Mapping;
   readonly refcounts: Refcounts;
   readonly growth: Growth;
+  readonly snapshots: Qcow2Snapshots | undefined;
   private readonly hostEnd: HostEnd;
   private l2Hint = 0;
 
@@ -55,6 +56,9 @@ export class Qcow2Driver implements FormatDriver {
     this.hostEnd = new HostEnd(storage, state, header.clusterSize);
     const { own, refcounts, hostEnd } = this;
     this.growth = new Growth(header, storage, state, own, refcounts, cache, imageId, hostEnd);
+    // What is in a data file is overwritten in place: no snapshot could keep it.
+    this.snapshots =
+      header.dataFile === undefined ? new Qcow2Snapshots(header, storage, state, own, cache, imageId) : undefined;
     this.clusterSize = header.clusterSize;
     this.granule = this.mapping.subclusterSize;
     this.hasZeroClusters = header.version > 2;
@@ -357,23 +361,4 @@ export class Qcow2Driver implements FormatDriver {
       lock.unlockExclusive();
     }
   }
-}
-
-/** Reads the whole cluster behind a compressed mapping. */
-export function readCompressedCluster(
-  header: Qcow2Header,
-  storage: Storage,
-  mapping: Extract<Mapping, { kind: 'compressed' }>,
-  cluster: Uint8Array,
-): void {
-  const bytes = new Uint8Array(mapping.bytes);
-  storage.read(mapping.offset, bytes, 0, bytes.length);
-  inflateCluster(header.compressionType, bytes, cluster, (problem) => {
-    const { path } = storage;
-    return new BlockError(
-      'CORRUPT_IMAGE',
-      `Cannot read the compressed cluster at ${hex(mapping.offset)} of qcow2 image "${path}": ${problem}`,
-      { path, offset: mapping.offset },
-    );
-  });
 }

@@ -8,9 +8,9 @@ import { checkQcow2 } from './check';
 import { createQcow2 } from './create';
 import { QCOW2_CREATE_OPTIONS } from './create-header';
 import { describeQcow2 } from './describe';
-import { QCOW2_CAPABILITIES, Qcow2Driver } from './driver';
+import { Qcow2Driver } from './driver';
 import { autoclearBits, encodeQcow2Fields, readQcow2Header } from './header';
-import { isQcow2, type Qcow2Header } from './layout';
+import { isQcow2, QCOW2_CAPABILITIES, type Qcow2Header } from './layout';
 import { Qcow2State } from './state';
 
 export const qcow2Format: FormatModule = {

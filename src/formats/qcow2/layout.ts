@@ -1,8 +1,10 @@
 /** What a qcow2 header can say: the numbers, limits and bits of the specification, and its fields as plain data. */
 import { MIB } from '../../units';
+import type { DriverCapabilities } from '../driver';
 import type { ImageHeader } from '../format';
 import type { BitmapsExtension, FeatureName, HeaderExtension } from './extensions';
 
+export const QCOW2_CAPABILITIES: DriverCapabilities = { clusters: true, backing: true };
 /** Bytes `51 46 49 fb`. */
 export const QCOW2_MAGIC = Uint8Array.of(0x51, 0x46, 0x49, 0xfb);
 /** Bytes of fields of a version 2 header. */

@@ -7,8 +7,8 @@ import type { ImageState } from '../../shared/image-state';
 import type { TableCache, TableSlice } from '../../shared/table-cache';
 import type { Storage } from '../../storage/storage';
 import type { FormatDriver, Mapping, Reservation } from '../driver';
-import { QCOW2_CAPABILITIES, readCompressedCluster } from './driver';
-import { l1EntriesFor, type Qcow2Header } from './layout';
+import { readCompressedCluster } from './compressed';
+import { l1EntriesFor, QCOW2_CAPABILITIES, type Qcow2Header } from './layout';
 import { Qcow2Mapping } from './mapping';
 import type { Qcow2Snapshot } from './snapshot-table';
 
