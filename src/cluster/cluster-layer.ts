@@ -144,11 +144,11 @@ export class ClusterLayer implements Layer {
   }
 
   private growTables(size: number): void {
-    for (;;) {
+    for (let attempt = 0; ; attempt++) {
       const first = this.driver.growTables?.(size);
       if (first === undefined) return;
       if (first === 'flush') this.flush();
-      else this.mapper.load(first);
+      else this.mapper.load(first, attempt);
     }
   }
 
