@@ -7,7 +7,7 @@ import { resolveFileName } from '../block/gate';
 import { CHAIN_DEPTH_MAX, probeImage } from '../block/open';
 import { BlockError, hostError } from '../errors';
 import type { FormatModule, ImageHeader } from '../formats/format';
-import { formatByName } from '../formats/registry';
+import { formatByName, probeFormat } from '../formats/registry';
 import { FileStorage } from '../storage/file';
 import { lockImage, READER_LOCK, WRITER_LOCK } from '../storage/image-lock';
 import type { Storage, StorageEvent } from '../storage/storage';
@@ -26,6 +26,8 @@ export interface FileOptions {
   readOnly: boolean;
   /** Read although somebody else writes: takes no lock. */
   forceShare: boolean;
+  /** To be checked: the header may name tables that are not where it says. */
+  damaged?: boolean;
 }
 
 /** The one FILE of a command line. */
@@ -44,11 +46,18 @@ export function withImageFile<T>(path: string, options: FileOptions, use: (file:
     // A writer never shares, whatever is asked for.
     if (!options.readOnly) lockImage(storage.fd, path, WRITER_LOCK);
     else if (!options.forceShare) lockImage(storage.fd, path, READER_LOCK);
-    const { module, header } = probeImage(storage, options.format);
+    const { module, header } = options.damaged
+      ? probeDamaged(storage, options.format)
+      : probeImage(storage, options.format);
     return use({ path, storage, module, header });
   } finally {
     storage.close();
   }
+}
+
+function probeDamaged(storage: Storage, format: string | undefined): { module: FormatModule; header: ImageHeader } {
+  const module = format === undefined ? probeFormat(storage) : formatByName(format);
+  return { module, header: module.readDamagedHeader?.(storage) ?? module.readHeader(storage) };
 }
 
 /** The same for an image and all layers below it, top first. */

@@ -120,6 +120,8 @@ export interface FormatModule {
    * @param state of an open image: what has changed since the header was read
    */
   describe?(header: ImageHeader, storage: Storage, state?: ImageState): FormatDescription;
+  /** As `readHeader`, for `check`: what a repair makes anew need not be where the header says. Absent: the same. */
+  readDamagedHeader?(storage: Storage): ImageHeader;
   /** Checks the tables, and repairs when asked and the storage is writable. Absent: this format has no checks. */
   check?(header: ImageHeader, storage: Storage, repair: RepairMode): CheckResult;
 }

@@ -7,8 +7,9 @@ const OFFSET = 0x00ff_ffff_ffff_fe00n;
 export class Qcow2Bytes {
   bytes: Buffer;
 
-  constructor(file: string) {
-    this.bytes = fs.readFileSync(file);
+  /** @param source a file, or its bytes */
+  constructor(source: string | Buffer) {
+    this.bytes = typeof source === 'string' ? fs.readFileSync(source) : source;
   }
 
   save(file: string): void {

@@ -75,6 +75,11 @@ const STRUCTURE: Damage[] = [
   plain('refcount block named twice', (i) => i.set64(i.refcountTable + 8, i.block())),
   plain('refcount block is guest data', (i) => i.set64(i.refcountTable + 8, 0x60000)),
   plain('refcount block is the header', (i) => i.set64(i.refcountTable, 0x30000)),
+  plain('refcount table past the end', (i) => i.set64(48, PAST)),
+  plain('refcount table is the L1 table', (i) => i.set64(48, i.l1)),
+  plain('refcount table is guest data', (i) => i.set64(48, 0x50000)),
+  plain('refcount table not aligned', (i) => i.or64(48, 512n), { differs: 'qemu-img does not open it' }),
+  plain('refcount table of no clusters', (i) => i.set32(56, 0), { differs: 'qemu-img does not open it' }),
   plain('more refcount table than there is', (i) => i.set32(56, 2)),
 ];
 

@@ -113,7 +113,7 @@ const ALIKE: [options: string, size: string][] = [
   ['preallocation=metadata,cluster_size=512,refcount_bits=64', '20M'],
   ['preallocation=metadata,cluster_size=512', '12M'],
   ['preallocation=full,extended_l2=on', '10M'],
-  ['cluster_size=512,refcount_bits=64', '64G'],
+  ['cluster_size=512,refcount_bits=64', '10G'],
 ];
 
 oracleTest(

@@ -55,7 +55,8 @@ function run(args: string[]): number {
   const quiet = values.quiet ?? false;
   const repair = repairMode(values.repair);
   const path = onlyFile(positionals);
-  const options = { format: values.format, readOnly: repair === 'none', forceShare: values['force-share'] ?? false };
+  const forceShare = values['force-share'] ?? false;
+  const options = { format: values.format, readOnly: repair === 'none', forceShare, damaged: true };
 
   return withImageFile(path, options, ({ module, header, storage }) => {
     if (module.check === undefined) {

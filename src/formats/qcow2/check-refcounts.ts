@@ -3,6 +3,8 @@ import { type CheckReport, hexOf } from './check-report';
 import { getCount, refcountsPerBlock } from './refcount-codec';
 
 const HIGH = 2 ** 32;
+/** Offsets of files are signed. */
+const HOST_LIMIT = 2 ** 63;
 /** Bits 0-8 of a table entry are reserved. */
 const RESERVED = 0x1ff;
 /** Bytes of blocks that are kept for single look-ups. */
@@ -37,7 +39,12 @@ export class RefcountStructure {
       report.messages.add(`ERROR ${message}`);
     };
     const length = this.blocks.length * 8;
+    if (length === 0) wrong('refcount table has 0 clusters');
     if (!report.addRange(refcountTableOffset, length)) report.structureErrors++;
+    if (refcountTableOffset % clusterSize !== 0) {
+      wrong('refcount table is not cluster aligned');
+      return;
+    }
     const table = Buffer.alloc(length);
     if (!report.readTable('refcount table', refcountTableOffset, table, length)) return;
     for (let index = 0; index < this.blocks.length; index++) {
@@ -80,6 +87,7 @@ export class RefcountStructure {
   readBlock(index: number): Buffer | undefined {
     const { clusterSize } = this.#report.header;
     const block = Buffer.alloc(clusterSize);
+    if (this.blocks[index] >= this.#report.fileSize) return block;
     return this.#report.readTable('refcount block', this.blocks[index], block, clusterSize) ? block : undefined;
   }
 
@@ -142,8 +150,8 @@ export class RefcountStructure {
     );
   }
 
-  /** Aligned, and a number that a file can have. */
+  /** Aligned, and a number that a host can read at: past the end of the file are zeroes. */
   #possible(offset: number): boolean {
-    return offset % this.#report.header.clusterSize === 0 && offset <= Number.MAX_SAFE_INTEGER;
+    return offset % this.#report.header.clusterSize === 0 && offset < HOST_LIMIT;
   }
 }

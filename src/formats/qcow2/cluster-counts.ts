@@ -16,8 +16,14 @@ export class ClusterCounts {
   readonly #pages = new Map<number, Page>();
   #bytes = 0;
 
-  /** @param path for the message when the limit is reached */
-  constructor(readonly path: string) {}
+  /**
+   * @param path for the message when the limit is reached
+   * @param limit bytes of all pages
+   */
+  constructor(
+    readonly path: string,
+    private readonly limit = LIMIT,
+  ) {}
 
   get(cluster: number): number {
     const page = this.#pages.get(Math.floor(cluster / PAGE));
@@ -67,8 +73,8 @@ export class ClusterCounts {
 
   #grow<T extends Page>(index: number, old: Page | undefined, page: T): T {
     this.#bytes += page.byteLength - (old?.byteLength ?? 0);
-    if (this.#bytes > LIMIT) {
-      const limit = `the check is limited to ${LIMIT / MIB} MiB of memory`;
+    if (this.#bytes > this.limit) {
+      const limit = `the check is limited to ${this.limit / MIB} MiB of memory`;
       throw new BlockError('LIMIT_EXCEEDED', `Cannot check qcow2 image "${this.path}": too many clusters, ${limit}`, {
         path: this.path,
       });

@@ -44,6 +44,7 @@ export const qcow2Format: FormatModule = {
 
   attach: (header, storage, state, cache, imageId, data) =>
     new Qcow2Driver(asQcow2(header), storage, data ?? storage, state, cache, imageId),
+  readDamagedHeader: (storage) => readQcow2Header(storage, true),
   create: createQcow2,
   createOptions: QCOW2_CREATE_OPTIONS,
   check: (header, storage, repair) => checkQcow2(asQcow2(header), storage, repair),

@@ -22,7 +22,6 @@
  */
 import { BlockError, type BlockErrorCode, hex } from '../../errors';
 import type { Storage } from '../../storage/storage';
-import { alignUp } from '../../units';
 import {
   EXTENSION_BACKING_FORMAT,
   EXTENSION_BITMAPS,
@@ -53,29 +52,30 @@ import {
   INCOMPATIBLE_KNOWN,
   isQcow2,
   KNOWN_HEADER_BYTES,
-  L1_MAX_BYTES,
-  l1EntriesFor,
   MAX_CLUSTER_BITS,
   MAX_REFCOUNT_ORDER,
   MIN_CLUSTER_BITS,
-  maxVirtualSize,
   QCOW2_MAGIC,
   type Qcow2Header,
-  REFCOUNT_TABLE_MAX_BYTES,
   SNAPSHOTS_MAX,
   V2_HEADER_BYTES,
   V3_HEADER_BYTES,
 } from './layout';
+import { checkRefcountTable, checkTables } from './table-places';
 
-/** Reads and validates the header of an image. Changes nothing. */
-export function readQcow2Header(storage: Storage): Qcow2Header {
+/**
+ * Reads and validates the header of an image. Changes nothing.
+ *
+ * @param forRepair the refcount table may be anywhere: a repair makes a new one
+ */
+export function readQcow2Header(storage: Storage, forRepair = false): Qcow2Header {
   const { path } = storage;
   const fields = Buffer.alloc(KNOWN_HEADER_BYTES);
   const got = storage.read(0, fields, 0, KNOWN_HEADER_BYTES);
   const clusterSize = checkedClusterSize(fields.subarray(0, got), path);
   const cluster = Buffer.alloc(clusterSize);
   storage.read(0, cluster, 0, clusterSize);
-  return parseQcow2Header(cluster, storage.size(), path);
+  return parseQcow2Header(cluster, storage.size(), path, forRepair);
 }
 
 /**
@@ -85,14 +85,15 @@ export function readQcow2Header(storage: Storage): Qcow2Header {
  * @param fileSize length of the whole file in bytes: tables must lie inside it
  * @param path for messages
  */
-export function parseQcow2Header(cluster: Uint8Array, fileSize: number, path: string): Qcow2Header {
+export function parseQcow2Header(cluster: Uint8Array, fileSize: number, path: string, forRepair = false): Qcow2Header {
   const view = Buffer.from(cluster.buffer, cluster.byteOffset, cluster.length);
   const clusterSize = checkedClusterSize(view, path);
   if (view.length < clusterSize) refuse(path, 'INVALID_FORMAT', `only ${view.length} bytes of the header are at hand`);
   const header = parseFields(view, clusterSize, path);
   addNames(header, view, path);
   checkFeatures(header, path);
-  checkTables(header, fileSize, path);
+  checkTables(header, fileSize, (code, problem) => refuse(path, code, problem));
+  if (!forRepair) checkRefcountTable(header, fileSize, (code, problem) => refuse(path, code, problem));
   return header;
 }
 
@@ -314,58 +315,6 @@ function checkFeatures(header: Qcow2Header, path: string): void {
   if ((autoclear & AUTOCLEAR_BITMAPS) === 0n) return;
   if (bitmaps === undefined) fail('the bitmaps bit is set, but there is no bitmaps extension');
   else header.bitmaps = parseBitmapsExtension(bitmaps.data, fail);
-}
-
-/** Places and sizes of the tables: aligned, bounded, inside the file, outside the header, not in each other. */
-function checkTables(header: Qcow2Header, fileSize: number, path: string): void {
-  const fail = (problem: string): never => refuse(path, 'INVALID_FORMAT', problem);
-  const { clusterSize, virtualSize, extendedL2 } = header;
-  const most = maxVirtualSize(clusterSize, extendedL2);
-  if (virtualSize > most)
-    fail(`image size ${hex(virtualSize)} is larger than ${hex(most)}, the most its tables can address`);
-  const l1Bytes = header.l1Entries * 8;
-  if (l1Bytes > L1_MAX_BYTES) {
-    refuse(path, 'LIMIT_EXCEEDED', `L1 table has ${l1Bytes} bytes, at most ${L1_MAX_BYTES} are supported`);
-  }
-  const needed = l1EntriesFor(virtualSize, clusterSize, extendedL2);
-  if (header.l1Entries < needed) fail(`L1 table has ${header.l1Entries} entries, the image size needs ${needed}`);
-  const refcountBytes = header.refcountTableClusters * clusterSize;
-  if (refcountBytes === 0) fail('refcount table has 0 clusters, at least 1 is needed');
-  // A table of less than one cluster's worth is rounded up: QEMU's limit counts bytes, one cluster is always allowed.
-  if (refcountBytes > REFCOUNT_TABLE_MAX_BYTES) {
-    refuse(
-      path,
-      'LIMIT_EXCEEDED',
-      `refcount table has ${refcountBytes} bytes, at most ${REFCOUNT_TABLE_MAX_BYTES} are supported`,
-    );
-  }
-  const end = alignUp(fileSize, clusterSize);
-  const place = (name: string, offset: number, length: number): void => {
-    if (offset % clusterSize !== 0)
-      fail(`${name} offset ${hex(offset)} is not a multiple of the cluster size ${hex(clusterSize)}`);
-    if (offset < clusterSize)
-      fail(`${name} offset ${hex(offset)} is inside the header, which ends at ${hex(clusterSize)}`);
-    if (offset + length > end) {
-      refuse(
-        path,
-        'CORRUPT_IMAGE',
-        `${name} at ${hex(offset)} ends at ${hex(offset + length)}, past the end of the file (${hex(fileSize)})`,
-      );
-    }
-  };
-  if (header.l1Entries > 0) place('L1 table', header.l1TableOffset, l1Bytes);
-  place('refcount table', header.refcountTableOffset, refcountBytes);
-  if (header.snapshotCount > 0) place('snapshot table', header.snapshotsOffset, 1);
-  if (header.bitmaps !== undefined)
-    place('bitmap directory', header.bitmaps.directoryOffset, header.bitmaps.directorySize);
-  const l1End = header.l1TableOffset + alignUp(l1Bytes, clusterSize);
-  if (header.l1TableOffset < header.refcountTableOffset + refcountBytes && header.refcountTableOffset < l1End) {
-    refuse(
-      path,
-      'CORRUPT_IMAGE',
-      `L1 table at ${hex(header.l1TableOffset)} and refcount table at ${hex(header.refcountTableOffset)} overlap`,
-    );
-  }
 }
 
 function namesOf(bits: bigint, names: readonly FeatureName[]): string {
