@@ -35,7 +35,10 @@ const WRITES = [
 const EVENTS = [...SYNCS, ...WRITES, 'read'] as const;
 type Event = (typeof EVENTS)[number];
 
+type TopFormat = 'qed' | 'qcow';
+
 interface Subject {
+  format: TopFormat;
   storage: MemoryStorage;
   base: MemoryStorage | undefined;
   chain: OpenedChain;
@@ -44,9 +47,9 @@ interface Subject {
 }
 
 /** An image with flushed data of every kind: written, zeroed, dropped. */
-function prepare(backed: boolean): Subject {
+function prepare(backed: boolean, format: TopFormat = 'qed'): Subject {
   const backing = backed ? { name: 'base', format: 'raw' } : undefined;
-  const storage = createInMemory({ format: 'qed', clusterSize: CLUSTER, tableSize: 1, size: SIZE, backing }, CAPACITY);
+  const storage = createInMemory({ format, clusterSize: CLUSTER, tableSize: 1, size: SIZE, backing }, CAPACITY);
   const base = backed ? createInMemory({ format: 'raw', size: BASE }, BASE) : undefined;
   const below = backed ? new DiskModel(BASE) : undefined;
   if (base !== undefined) {
@@ -69,7 +72,7 @@ function prepare(backed: boolean): Subject {
   shadow.node.flush();
   shadow.writeZeroes(17 * CLUSTER, 2 * CLUSTER);
   shadow.node.flush();
-  return { storage, base, chain, faulty, shadow };
+  return { format, storage, base, chain, faulty, shadow };
 }
 
 type Operation =
@@ -152,9 +155,14 @@ class Trial {
     return faulty.fired > 0;
   }
 
+  private get dirty(): boolean {
+    const { format, storage } = this.subject;
+    return formatByName(format).readHeader(storage).dirty;
+  }
+
   private get words(): string {
     const { event, errno, once, after } = this.rule;
-    return `${event} ${errno} ${once ? 'once' : 'always'} after ${after}`;
+    return `${this.subject.format}: ${event} ${errno} ${once ? 'once' : 'always'} after ${after}`;
   }
 
   /** @returns false when it failed */
@@ -263,13 +271,13 @@ class Trial {
       [0, 0, 0],
       `${this.words}: ${result.messages}`,
     );
-    this.t.false(readQedHeader(storage).dirty, this.words);
+    this.t.false(this.dirty, this.words);
   }
 
   private afterFailedSync(): void {
     const { chain, shadow, storage, base, faulty } = this.subject;
     const { words, t } = this;
-    const dirty = readQedHeader(storage).dirty;
+    const { dirty } = this;
     const tables = () => (faulty.seen.get('l1-update') ?? 0) + (faulty.seen.get('l2-update') ?? 0);
     const written = tables();
     for (let i = 0; i < 3; i++) {
@@ -281,7 +289,7 @@ class Trial {
     this.attempt({ kind: 'zero', offset: 11 * CLUSTER, length: CLUSTER });
     t.throws(() => chain.finish(), { instanceOf: BlockError }, words);
     t.is(tables(), written, `${words}: tables were written after a failed sync`);
-    t.is(readQedHeader(storage).dirty, dirty, `${words}: the need-check bit changed`);
+    t.is(this.dirty, dirty, `${words}: the need-check bit changed`);
     const layers = base === undefined ? [storage] : [storage, base];
     const allowed = [this.flushed.model, shadow.model.read(0, shadow.model.size)];
     for (const readOnly of [true, false]) {
@@ -297,31 +305,33 @@ class Trial {
     }
     const result = checkStorage(storage);
     t.deepEqual([result.corruptions, result.checkErrors], [0, 0], `${words}: ${result.messages}`);
-    t.false(readQedHeader(storage).dirty, words);
+    t.false(this.dirty, words);
   }
 }
 
-test('every event × EIO/ENOSPC × once/always: reported, undone, repeated, reopened', (t) => {
-  const random = new Random(seedOf(t, 600));
-  const fired = new Set<string>();
-  const afters = LONG ? Array.from({ length: 40 }, (_, index) => index) : [0, 2];
-  let trials = 0;
-  for (const event of EVENTS) {
-    for (const errno of ['EIO', 'ENOSPC']) {
-      for (const once of [true, false]) {
-        for (const backed of [false, true]) {
-          for (const after of afters) {
-            const rule = { event: event as Event, errno, once, after };
-            if (new Trial(t, prepare(backed), rule, random).run()) fired.add(`${event} ${errno} ${once}`);
-            trials++;
+for (const [index, format] of (['qed', 'qcow'] as const).entries()) {
+  test(`${format}: every event × EIO/ENOSPC × once/always: reported, undone, repeated, reopened`, (t) => {
+    const random = new Random(seedOf(t, 600 + index));
+    const fired = new Set<string>();
+    const afters = LONG ? Array.from({ length: 40 }, (_, after) => after) : [0, 2];
+    let trials = 0;
+    for (const event of EVENTS) {
+      for (const errno of ['EIO', 'ENOSPC']) {
+        for (const once of [true, false]) {
+          for (const backed of [false, true]) {
+            for (const after of afters) {
+              const rule = { event: event as Event, errno, once, after };
+              if (new Trial(t, prepare(backed, format), rule, random).run()) fired.add(`${event} ${errno} ${once}`);
+              trials++;
+            }
           }
         }
       }
     }
-  }
-  t.log(`${trials} trials, ${fired.size} combinations`);
-  t.is(fired.size, EVENTS.length * 4);
-});
+    t.log(`${trials} trials, ${fired.size} combinations`);
+    t.is(fired.size, EVENTS.length * 4);
+  });
+}
 
 test('create and check-repair fail: reported, and the next attempt succeeds', (t) => {
   let fired = 0;

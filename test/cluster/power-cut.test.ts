@@ -34,6 +34,10 @@ const qcow2 = (cluster: number, image: Partial<ImageSpec>, size: number, backing
   return { image: { ...image, format: 'qcow2' as const, clusterSize: cluster }, cluster, size, backing };
 };
 
+const qcow = (cluster: number, size: number, backing?: number) => {
+  return { image: { format: 'qcow' as const, clusterSize: cluster }, cluster, size, backing };
+};
+
 const CONFIGS: CutConfig[] = [
   { name: 'qed alone', ...qed(4 * KIB, 1, 4 * MIB + 3 * 512) },
   { name: 'qed over shorter raw', ...qed(4 * KIB, 2, 4 * MIB + 3 * 512, 3 * MIB + 512) },
@@ -43,6 +47,9 @@ const CONFIGS: CutConfig[] = [
   { name: 'qcow2 with many refcount blocks', ...qcow2(512, { refcountBits: 64 }, 2 * MIB + 512) },
   { name: 'qcow2 version 2 over longer raw', ...qcow2(KIB, { version: 2 }, 3 * MIB + 512, 5 * MIB) },
   { name: 'qcow2 with subclusters over raw', ...qcow2(16 * KIB, { extendedL2: true }, 3 * MIB + 512, 3 * MIB) },
+  // Just below 4 MiB: growing needs a larger L1 table.
+  { name: 'qcow alone', ...qcow(4 * KIB, 4 * MIB - 5 * 512) },
+  { name: 'qcow over longer raw', ...qcow(512, 4 * MIB - 5 * 512, 5 * MIB) },
 ];
 
 /** What the program asked of the disk; `from` and `to`: length of the log before and after. */

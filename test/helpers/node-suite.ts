@@ -29,6 +29,12 @@ export function qcow2Spans(clusterSize: number, extendedL2 = false): SuiteConfig
   return { cluster: clusterSize, slice: inSlice * clusterSize, table: entries * clusterSize };
 }
 
+/** The same of a qcow image as it is created, alone or over a backing file. */
+export function qcowSpans(clusterSize: number, backed: boolean): SuiteConfig['spans'] {
+  const entries = backed ? 4096 : 512;
+  return { cluster: clusterSize, slice: Math.min(entries, 2048) * clusterSize, table: entries * clusterSize };
+}
+
 interface Range {
   offset: number;
   length: number;
