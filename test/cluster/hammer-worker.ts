@@ -141,7 +141,8 @@ class Hammer {
 
   private clusters(): { offset: number; length: number } {
     const { random, plan } = this;
-    const first = random.below(plan.shared.length);
+    // Mostly a few of them: a place is dropped and used again while somebody still holds the old mapping.
+    const first = random.below(random.chance(0.7) ? 40 : plan.shared.length);
     let count = 1;
     while (count < 3 && plan.shared[first + count] === plan.shared[first] + count * plan.cluster && random.chance(0.5))
       count++;
@@ -172,7 +173,7 @@ if (parentPort !== null && workerData?.descriptor !== undefined) {
   const slow = new Random(plan.seed + plan.index);
   const node = attachChain(plan.descriptor, plan.thread, (layer) => {
     const storage = attachStorage(layer);
-    return plan.delays ? new DelayedStorage(storage, slow, 0.01, 4) : storage;
+    return plan.delays ? new DelayedStorage(storage, slow, 0.03, 5) : storage;
   });
   Atomics.add(start, 0, 1);
   Atomics.notify(start, 0);
