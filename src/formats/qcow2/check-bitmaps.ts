@@ -1,14 +1,12 @@
 /** References of persistent bitmaps: the directory, each bitmap's table, its clusters. */
 import { alignUp } from '../../units';
+import { hasReservedBits } from './check-codec';
 import { type CheckReport, hexOf } from './check-report';
 import { offsetOf } from './entry';
 
 const ENTRY_BYTES = 24;
 /** Entries of one bitmap's table; QEMU's limit and ours. */
 const TABLE_MAX_ENTRIES = 0x8000000 / 8;
-/** Bits 56-63 and 1-8 of a table entry. */
-const RESERVED_HIGH = 0xff000000;
-const RESERVED_LOW = 0x1fe;
 /** Bytes of a table in memory at once. */
 const SLICE_BYTES = 64 * 1024;
 
@@ -69,7 +67,7 @@ function checkBitmap(report: CheckReport, directory: Buffer, at: number, index: 
 
 function checkEntry(report: CheckReport, high: number, low: number, index: number): void {
   const offset = offsetOf(high, low);
-  if ((high & RESERVED_HIGH) !== 0 || (low & RESERVED_LOW) !== 0) {
+  if (hasReservedBits(high, low)) {
     wrong(report, `bitmap ${index}: table entry has reserved bits set`);
     return;
   }

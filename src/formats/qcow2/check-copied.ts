@@ -2,7 +2,7 @@
  * The copied flag: set exactly when the count on disk is one. A flag that is set wrongly lets a write change what a snapshot
  * still reads; one that is missing costs a copy. Only the tables of the disk itself have valid flags.
  */
-import { checkL1Entry, checkL2Entry, type RawEntry, wordsOf } from './check-entries';
+import { checkL1Entry, checkL2Entry, type RawEntry, wordsOf } from './check-codec';
 import { NO_COUNT } from './check-refcounts';
 import type { CheckReport } from './check-report';
 import { eachL1Entry, type L1Table, readEntry } from './check-tables';

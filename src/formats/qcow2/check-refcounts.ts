@@ -5,8 +5,8 @@ import { getCount, refcountsPerBlock } from './refcount-codec';
 const HIGH = 2 ** 32;
 /** Offsets of files are signed. */
 const HOST_LIMIT = 2 ** 63;
-/** Bits 0-8 of a table entry are reserved. */
-const RESERVED = 0x1ff;
+/** Bits 0-8 of a table entry are reserved: below this. */
+const RESERVED_STEP = 0x200;
 /** Bytes of blocks that are kept for single look-ups. */
 const CACHE_BYTES = 4 * 1024 * 1024;
 
@@ -50,9 +50,10 @@ export class RefcountStructure {
     for (let index = 0; index < this.blocks.length; index++) {
       const low = table.readUInt32BE(index * 8 + 4);
       // Here the offset has 64 bits, not 56: inexact above 2^53, where it is past the end of every file.
-      const offset = table.readUInt32BE(index * 8) * HIGH + ((low & ~RESERVED) >>> 0);
+      const reserved = low % RESERVED_STEP;
+      const offset = table.readUInt32BE(index * 8) * HIGH + (low - reserved);
       this.blocks[index] = offset;
-      if ((low & RESERVED) !== 0) wrong(`refcount table entry ${index} has reserved bits set`);
+      if (reserved !== 0) wrong(`refcount table entry ${index} has reserved bits set`);
       else if (offset === 0) continue;
       else if (offset % clusterSize !== 0) {
         wrong(`refcount block ${index} is not cluster aligned; refcount table entry corrupted`);

@@ -2,8 +2,8 @@
  * Walks L1 and L2 tables and counts what they refer to. Each L2 table is read once however many snapshots share it: first
  * the references of all L1 tables are counted, then each table that was named is gone through with that number.
  */
-import type { EntryStatus, RawEntry } from './check-entries';
-import { checkL1Entry, checkL2Entry, droppedEntry } from './check-entries';
+import type { EntryStatus, RawEntry } from './check-codec';
+import { checkL1Entry, checkL2Entry, droppedEntry } from './check-codec';
 import type { CheckReport } from './check-report';
 import { ClusterCounts } from './cluster-counts';
 

@@ -4,10 +4,10 @@
  */
 import { BlockError } from '../../errors';
 import { divCeil } from '../../units';
-import type { Qcow2Scan } from './check';
 import { encodeQcow2Fields } from './header';
 import { type Qcow2Header, REFCOUNT_TABLE_MAX_BYTES } from './layout';
 import { encodeRefcounts } from './refcount-codec';
+import type { Qcow2Scan } from './scan';
 
 interface Plan {
   /** Host cluster of each block, by index. */

@@ -1,7 +1,7 @@
 /** Sets counts in the refcount blocks that are there, without a change of place. */
 import type { CheckMessages } from '../check-messages';
-import type { Qcow2Scan } from './check';
 import { getCount, setCount } from './refcount-codec';
+import type { Qcow2Scan } from './scan';
 
 /** Freed runs that are remembered until they are punched. */
 const RUNS_MAX = 65536;

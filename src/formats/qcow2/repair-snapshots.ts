@@ -2,8 +2,8 @@
 
 import { alignUp } from '../../units';
 import type { CheckMessages } from '../check-messages';
-import type { Qcow2Scan } from './check';
 import { NEEDED_EXTRA_BYTES, type SnapshotEntry } from './check-snapshots';
+import type { Qcow2Scan } from './scan';
 
 const ENTRY_BYTES = 40;
 

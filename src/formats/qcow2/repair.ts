@@ -15,15 +15,15 @@
  */
 import { CheckMessages } from '../check-messages';
 import type { RepairMode } from '../format';
-import { type Qcow2Scan, scanQcow2 } from './check';
 import { checkCopiedFlags, type FlagRepair } from './check-copied';
 import { type CheckReport, hexOf } from './check-report';
 import { type EntryRepair, writeEntry } from './check-tables';
-import { encodeQcow2Fields } from './header';
-import { AUTOCLEAR_BITMAPS, AUTOCLEAR_DATA_FILE_RAW, type Qcow2Header } from './layout';
+import { autoclearBits, encodeQcow2Fields } from './header';
+import type { Qcow2Header } from './layout';
 import { rebuildRefcounts } from './rebuild';
 import { lowerCounts, raiseCounts } from './repair-counts';
 import { dropSnapshotTables, repairedSnapshotTable } from './repair-snapshots';
+import { type Qcow2Scan, scanQcow2 } from './scan';
 
 /** Clearing entries may show others that were hidden behind them; after this many rounds what is left is reported. */
 const ENTRY_ROUNDS = 3;
@@ -77,16 +77,15 @@ class Repair {
   dropBitmaps(): void {
     const { bitmapErrors } = this.scan.report;
     const { header } = this;
-    // Unknown bits go too: whoever owns them must see that somebody wrote.
-    let kept = header.autoclear & (AUTOCLEAR_BITMAPS | AUTOCLEAR_DATA_FILE_RAW);
-    if (bitmapErrors > 0) kept &= ~AUTOCLEAR_BITMAPS;
-    if (kept === header.autoclear) return;
-    header.autoclear = kept;
     if (bitmapErrors > 0) {
       delete header.bitmaps;
       this.messages.add('Repairing bitmaps: all of them are inconsistent now');
       this.corruptions += bitmapErrors;
     }
+    // Unknown bits go too: whoever owns them must see that somebody wrote.
+    const kept = autoclearBits(header);
+    if (kept === header.autoclear) return;
+    header.autoclear = kept;
     this.#writeHeader();
     this.#rescan();
   }

@@ -141,6 +141,11 @@ export function checkL1Entry(header: Qcow2Header, high: number, low: number): En
   return status;
 }
 
+/** Of an entry of a bitmap's table: bits 56-63 and 1-8. */
+export function hasReservedBits(high: number, low: number): boolean {
+  return (high & 0xff000000) !== 0 || (low & L2_RESERVED_LOW) !== 0;
+}
+
 /** C's `%x` of the 64 bits. */
 export function wordsOf({ high, low }: { high: number; low: number }): string {
   return high === 0 ? low.toString(16) : high.toString(16) + low.toString(16).padStart(8, '0');
