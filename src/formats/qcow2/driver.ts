@@ -22,6 +22,8 @@ import { Qcow2Snapshots } from './snapshots';
 import { Qcow2State } from './state';
 
 const log = logOf('qcow2');
+/** Table slices that freeing one run of clusters may ask for. */
+const LOADS_MAX = 64;
 
 export class Qcow2Driver implements FormatDriver {
   readonly format = 'qcow2';
@@ -188,6 +190,9 @@ export class Qcow2Driver implements FormatDriver {
 
   cutTail(): void {
     this.hostEnd.cut();
+    // Whole clusters were written; a raw data file is as long as the disk.
+    const { virtualSize } = this.state;
+    if (this.header.rawDataFile && this.data.size() > virtualSize) this.data.truncate(virtualSize, 'cluster-free');
   }
 
   writeHeader(fields: { dirty: boolean; virtualSize: number }): void {
@@ -337,13 +342,14 @@ export class Qcow2Driver implements FormatDriver {
 
   /** Runs `body` under the exclusive lock until it does not answer a slice to load. For the flush, which has no engine above it. */
   private loading(body: () => number | TableSlice): number {
-    for (;;) {
+    for (let attempt = 0; ; attempt++) {
       const result = this.locked(body);
       if (typeof result === 'number') return result;
       const read = (target: Uint8Array, at: number, length: number) => {
         this.storage.read(result.offset, target, at, length);
       };
-      if (!this.cache.load(this.imageId, result, read)) {
+      // Slices may also evict each other, where all but one slot of their set are dirty: the next flush tries again.
+      if (attempt > LOADS_MAX || !this.cache.load(this.imageId, result, read)) {
         throw new BlockError(
           'IO',
           `Cannot free clusters of "${this.storage.path}" now: the table cache is full of changes`,

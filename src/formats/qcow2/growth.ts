@@ -287,12 +287,20 @@ export class Growth {
   }
 
   private sync(event: 'flush-data' | 'flush-header'): void {
-    try {
-      this.storage.sync(event);
-    } catch (error) {
-      this.state.markFailed();
-      throw error;
-    }
+    const { state, storage } = this;
+    // One at a time, as the flush's: Linux tells of lost pages to one caller only.
+    state.syncMutex.with(() => {
+      if (state.failed) {
+        const { path } = storage;
+        throw new BlockError('IO', `Cannot grow the tables of "${path}": an earlier flush failed`, { path });
+      }
+      try {
+        storage.sync(event);
+      } catch (error) {
+        state.markFailed();
+        throw error;
+      }
+    });
   }
 
   private locked<T>(body: () => T): T {
