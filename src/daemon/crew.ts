@@ -8,6 +8,7 @@ import type { ImageDescriptor } from '../block/open';
 import type { KernelServeOptions } from '../fuse/session';
 import type { ImageFileSystemOptions } from '../vfs/image-filesystem';
 import type { TreePlan } from '../vfs/tree';
+import { FlusherBell } from './bell';
 import type { TestingConfig } from './config';
 
 /** Numbers of the threads in the images' shared state. */
@@ -22,13 +23,17 @@ export interface WorkerOrders {
   images: (ImageDescriptor | undefined)[];
   fileSystem: ImageFileSystemOptions;
   serve: KernelServeOptions;
+  /** Of a `FlusherBell`. */
+  bell: SharedArrayBuffer;
   testing: TestingConfig;
 }
 
 export interface FlusherOrders {
   images: ImageDescriptor[];
-  /** One Int32: 0 while the flusher shall run. */
-  stop: SharedArrayBuffer;
+  /** Of a `FlusherBell`. */
+  bell: SharedArrayBuffer;
+  /** /dev/fuse, where the kernel takes orders to forget; absent in the native session. */
+  deviceFd?: number;
   testing: TestingConfig;
 }
 
@@ -41,7 +46,7 @@ export class Crew {
   private readonly workers: Worker[];
   private readonly flusher: Worker;
   private readonly flusherEnded: Promise<void>;
-  private readonly stop = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+  private readonly bell = new FlusherBell();
   private reportLost: (reason: string) => void = () => {};
 
   constructor(workers: number) {
@@ -58,20 +63,19 @@ export class Crew {
     return this.workers.length;
   }
 
-  serve(orders: Omit<WorkerOrders, 'thread'>): void {
+  serve(orders: Omit<WorkerOrders, 'thread' | 'bell'>): void {
     this.workers.forEach((worker, index) => {
-      worker.postMessage({ ...orders, thread: FIRST_WORKER_THREAD + index } satisfies WorkerOrders);
+      const thread = FIRST_WORKER_THREAD + index;
+      worker.postMessage({ ...orders, thread, bell: this.bell.buffer } satisfies WorkerOrders);
     });
   }
 
-  flushRegularly(orders: Omit<FlusherOrders, 'stop'>): void {
-    this.flusher.postMessage({ ...orders, stop: this.stop } satisfies FlusherOrders);
+  flushRegularly(orders: Omit<FlusherOrders, 'bell'>): void {
+    this.flusher.postMessage({ ...orders, bell: this.bell.buffer } satisfies FlusherOrders);
   }
 
   async stopFlusher(): Promise<void> {
-    const word = new Int32Array(this.stop);
-    Atomics.store(word, 0, 1);
-    Atomics.notify(word, 0);
+    this.bell.stop();
     await this.flusherEnded;
   }
 

@@ -1,8 +1,11 @@
-/** The flusher thread: timed flushes of all images, and need-check cleared when nothing was allocated for a while. */
+/** The flusher thread: timed flushes of all images, need-check cleared when nothing was allocated for a while, and
+ * notes to the kernel for the workers (bell.ts). */
 import fs from 'node:fs';
 import { parentPort } from 'node:worker_threads';
 import { attachImage, maintain } from '../block/open';
+import { invalidateInode } from '../fuse/kernel/invalidate';
 import { logOf } from '../log';
+import { FlusherBell } from './bell';
 import { FLUSHER_THREAD, type FlusherOrders } from './crew';
 
 const log = logOf('daemon:flusher');
@@ -12,13 +15,17 @@ const INTERVAL_MS = 500;
 
 function run(orders: FlusherOrders): void {
   const nodes = orders.images.map((image) => attachImage(image, FLUSHER_THREAD));
-  const stop = new Int32Array(orders.stop);
+  const bell = new FlusherBell(orders.bell);
+  const { deviceFd } = orders;
+  const forget = (ino: number): void => {
+    if (deviceFd !== undefined) invalidateInode(deviceFd, ino);
+  };
   log('flusher looks after %d images', nodes.length);
-  while (Atomics.load(stop, 0) === 0) {
+  while (!bell.stopped) {
     for (const node of nodes) maintain(node, Date.now());
     const { flusherDiesAtFile } = orders.testing;
     if (flusherDiesAtFile !== undefined && fs.existsSync(flusherDiesAtFile)) process.exit(70);
-    Atomics.wait(stop, 0, 0, INTERVAL_MS);
+    bell.wait(INTERVAL_MS, forget);
   }
 }
 

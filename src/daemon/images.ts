@@ -3,6 +3,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import type { BlockNode } from '../block/node';
 import { type ImageDescriptor, type OpenImage, openImage } from '../block/open';
+import { supportsSnapshots } from '../block/snapshots';
 import { BlockError, describeHostError } from '../errors';
 import { createTableCache } from '../shared/table-cache';
 import type { TreeImage, TreeLayer } from '../vfs/tree';
@@ -64,7 +65,7 @@ export class MountedImages {
   treeImages(): TreeImage[] {
     return this.entries.map(({ source, image, error }): TreeImage => {
       const name = path.basename(source.path);
-      if (image !== undefined) return { name, layers: layersOf(image.node) };
+      if (image !== undefined) return { name, layers: layersOf(image.node), snapshots: supportsSnapshots(image.node) };
       return { name, error: error ?? { code: 'IO', message: `Cannot open "${source.path}"` } };
     });
   }

@@ -15,7 +15,7 @@ import type { MountOptions } from '../fuse/session';
 import { abandon, unmount } from '../fuse/unmount';
 import { logOf } from '../log';
 import type { ImageFileSystemOptions } from '../vfs/image-filesystem';
-import { buildTree } from '../vfs/tree';
+import { buildTree, type TreePlan } from '../vfs/tree';
 import type { DaemonConfig } from './config';
 import { Crew, FIRST_WORKER_THREAD } from './crew';
 import { busyMessage } from './holders';
@@ -48,6 +48,7 @@ export class LiveMount {
     private readonly config: DaemonConfig,
     private readonly images: MountedImages,
     private readonly crew: Crew,
+    private readonly plan: TreePlan,
     /** Our entry in the table of mounts; it keeps its number wherever the mount is moved. */
     private readonly mountId: number | undefined,
     private readonly say: (message: string) => void,
@@ -71,10 +72,10 @@ export class LiveMount {
     const workers = config.session === 'kernel' ? config.threads : 0;
     const crew = new Crew(workers);
     const images = MountedImages.open(config, FIRST_WORKER_THREAD + workers);
-    const { letGo } = await serve(config, images, crew);
+    const { plan, letGo } = await serve(config, images, crew);
     const entry = MountTable.read().find(config.mountpoint);
     const say = (message: string): void => journal.say(message);
-    return new LiveMount(config, images, crew, entry?.id, say, lastWords, letGo);
+    return new LiveMount(config, images, crew, plan, entry?.id, say, lastWords, letGo);
   }
 
   /**
@@ -121,7 +122,7 @@ export class LiveMount {
   private async finish(): Promise<MountEnd> {
     this.gone = true;
     await this.crew.stopFlusher();
-    const problems = this.images.close();
+    const problems = [...(await this.finishSnapshots()), ...this.images.close()];
     for (const problem of problems) {
       const message = `${problem}; what was written since the last flush may be lost`;
       this.say(message);
@@ -130,6 +131,18 @@ export class LiveMount {
     if (problems.length === 0) this.lastWords.sayClean();
     log('closed with %d problems', problems.length);
     return { kind: 'clean', exitCode: problems.length === 0 ? 0 : 1 };
+  }
+
+  /** Deletes snapshots that went while they were read. @returns a line for each failure */
+  private async finishSnapshots(): Promise<string[]> {
+    if (this.config.readOnly || !this.plan.files.some((file) => file?.kind === 'snapshots')) return [];
+    try {
+      const { finishSnapshots } = await import('../vfs/image-filesystem');
+      finishSnapshots(this.plan, this.images.nodes);
+      return [];
+    } catch (error) {
+      return [error instanceof Error ? error.message : String(error)];
+    }
   }
 
   /**
@@ -152,8 +165,14 @@ export class LiveMount {
   }
 }
 
-/** Mounts and sets all threads to work. @returns what settles when the kernel has let go of the mount */
-async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): Promise<{ letGo: Promise<void> }> {
+interface Serving {
+  plan: TreePlan;
+  /** The kernel has let go of the mount. */
+  letGo: Promise<void>;
+}
+
+/** Mounts and sets all threads to work. */
+async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): Promise<Serving> {
   const testing = config.testing ?? {};
   const plan = buildTree(images.treeImages(), { singleImage: config.single, mountedMs: Date.now() });
   const fileSystem: ImageFileSystemOptions = {
@@ -165,19 +184,21 @@ async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): P
   const { mountpoint, source, readOnly, allowOther, kernelCache, flags } = config;
   const options: MountOptions = { mountpoint, source, readOnly, allowOther, kernelCache, flags };
   const descriptors = images.descriptors;
-  crew.flushRegularly({ images: config.readOnly ? [] : descriptors.filter((image) => image !== undefined), testing });
+  const flushed = config.readOnly ? [] : descriptors.filter((image) => image !== undefined);
 
   // Only the session in use is loaded: fuse-native alone would cost a tenth of the time until the mount answers.
   if (config.session === 'native') {
+    crew.flushRegularly({ images: flushed, testing });
     const { startNative } = await import('../fuse/native/session');
     const { createFileSystem } = await import('../vfs/image-filesystem');
     const session = await startNative(options, createFileSystem(plan, images.nodes, fileSystem));
-    return { letGo: session.ended };
+    return { plan, letGo: session.ended };
   }
   const { mountKernel } = await import('../fuse/kernel/mount');
   const deviceFd = mountKernel(options);
+  crew.flushRegularly({ images: flushed, deviceFd, testing });
   const spinner = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
   const serve = { kernelCache, readOnly, spinner };
   crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve, testing });
-  return { letGo: crew.workersEnded };
+  return { plan, letGo: crew.workersEnded };
 }

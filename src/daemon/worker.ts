@@ -5,6 +5,7 @@ import { serveKernel } from '../fuse/kernel/serve';
 import { logOf } from '../log';
 import type { FileSystem } from '../vfs/filesystem';
 import { createFileSystem } from '../vfs/image-filesystem';
+import { FlusherBell } from './bell';
 import type { TestingConfig } from './config';
 import type { WorkerOrders } from './crew';
 
@@ -12,7 +13,9 @@ const log = logOf('daemon:worker');
 
 function serve(orders: WorkerOrders): void {
   const nodes = orders.images.map((image) => (image === undefined ? undefined : attachImage(image, orders.thread)));
-  const fileSystem = createFileSystem(orders.plan, nodes, orders.fileSystem);
+  const bell = new FlusherBell(orders.bell);
+  const hooks = { onReplaced: (inos: readonly number[]) => bell.invalidate(inos) };
+  const fileSystem = createFileSystem(orders.plan, nodes, orders.fileSystem, hooks);
   log('thread %d serves', orders.thread);
   serveKernel(orders.deviceFd, withTesting(fileSystem, orders.testing), orders.serve);
   log('thread %d leaves: the mount is gone', orders.thread);

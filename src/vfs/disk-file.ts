@@ -27,6 +27,8 @@ const BLKSIZE_MAX = 1024 * 1024;
 export interface DiskOptions {
   writable: boolean;
   growable: boolean;
+  /** One word, shared by all threads, that counts the handles. */
+  opens?: Int32Array;
 }
 
 export class DiskFile implements VirtualFile {
@@ -34,6 +36,7 @@ export class DiskFile implements VirtualFile {
   private readonly facts: FileFacts;
   private readonly writable: boolean;
   private readonly growable: boolean;
+  private readonly opens: Int32Array | undefined;
   private readonly times: Float64Array;
   private readonly clock: number;
 
@@ -42,6 +45,7 @@ export class DiskFile implements VirtualFile {
     this.facts = facts;
     this.writable = options.writable && !node.readOnly;
     this.growable = options.growable;
+    this.opens = options.opens;
     this.times = facts.times;
     this.clock = facts.clock;
   }
@@ -60,10 +64,15 @@ export class DiskFile implements VirtualFile {
   /** O_TRUNC needs no care: the size of a disk survives it. */
   open(flags: OpenFlags): OpenedFile {
     if (flags.write || flags.truncate) this.assertWritable();
+    if (this.opens !== undefined) Atomics.add(this.opens, 0, 1);
     return { handle: 0, isDisk: true };
   }
 
-  release(): void {}
+  release(): void {
+    if (this.opens === undefined) return;
+    Atomics.sub(this.opens, 0, 1);
+    Atomics.notify(this.opens, 0);
+  }
 
   read(_handle: number, offset: number, target: Uint8Array, at: number, length: number): number {
     const left = this.node.size() - offset;

@@ -19,7 +19,9 @@ export type FileErrorCode =
   | 'EFBIG'
   | 'EACCES'
   | 'EMFILE'
-  | 'ENAMETOOLONG';
+  | 'ENAMETOOLONG'
+  | 'EEXIST'
+  | 'EBUSY';
 
 export class FileError extends Error {
   readonly code: FileErrorCode;
@@ -48,12 +50,16 @@ export interface FileAttributes {
   ctimeMs: number;
   /** A virtual disk, whose attributes the kernel may keep for a second. Absent or false for text: the kernel asks each time. */
   isDisk?: boolean;
+  /** The name and the file may go at any time: the kernel asks each time. */
+  volatile?: boolean;
 }
 
 export interface DirectoryEntry {
   name: string;
   ino: number;
   kind: 'directory' | 'file';
+  /** Where a listing goes on behind this entry, in a directory that changes: > 0, ascending, the entry's for ever. */
+  position?: number;
 }
 
 export interface OpenFlags {
@@ -121,4 +127,14 @@ export interface FileSystem {
   seek(ino: number, handle: number, offset: number, what: 'data' | 'hole'): number;
 
   statistics(): FileSystemStatistics;
+
+  /**
+   * Makes, removes and renames snapshots, which are directories. EPERM where that is not possible; EROFS when nothing can be written;
+   * EEXIST, ENOENT, EINVAL, ENAMETOOLONG for names.
+   * @returns the inode number of the new directory
+   */
+  makeDirectory(parent: number, name: string): number;
+  removeDirectory(parent: number, name: string): void;
+  /** Never replaces anything. */
+  rename(parent: number, name: string, newParent: number, newName: string): void;
 }

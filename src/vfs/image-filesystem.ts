@@ -19,9 +19,12 @@ import type {
   OpenFlags,
 } from './filesystem';
 import { FileError } from './filesystem';
+import type { SnapshotFolder } from './snapshot-folder';
+import { BLOCK_SNAPSHOTS, type SnapshotSource } from './snapshot-source';
+import { SnapshotTree } from './snapshot-tree';
 import { TextFile } from './text-file';
 import { textContent } from './texts';
-import { type FilePlan, type NodeReference, ROOT_INO, type TreePlan, TreeState } from './tree';
+import { clockOf, type FilePlan, type NodeReference, ROOT_INO, type TreePlan, TreeState } from './tree';
 import { DEFAULT_BLOCK_SIZE, type FileFacts, type VirtualFile } from './virtual-file';
 
 const log = logOf('vfs');
@@ -34,6 +37,13 @@ export interface ImageFileSystemOptions {
   gid: number;
 }
 
+/** What only tests and worker threads say. */
+export interface FileSystemHooks {
+  /** These files read differently from now on: the kernel must forget what it keeps of them. Returns when it has. */
+  onReplaced?(inos: readonly number[]): void;
+  source?: SnapshotSource;
+}
+
 /**
  * @param nodes this thread's top node of each image, in the order of the images of the plan; undefined for those that could not be opened
  */
@@ -41,57 +51,112 @@ export function createFileSystem(
   plan: TreePlan,
   nodes: readonly (BlockNode | undefined)[],
   options: ImageFileSystemOptions,
+  hooks: FileSystemHooks = {},
 ): FileSystem {
-  return new ImageFileSystem(plan, nodes, options);
+  return new ImageFileSystem(plan, nodes, options, hooks);
+}
+
+/**
+ * When the mount is gone, before the images are closed: deletes the snapshots that were kept for handles which nobody released.
+ * @param nodes as for `createFileSystem`
+ */
+export function finishSnapshots(
+  plan: TreePlan,
+  nodes: readonly (BlockNode | undefined)[],
+  hooks: FileSystemHooks = {},
+): void {
+  const options = { growable: false, readOnly: false, uid: 0, gid: 0 };
+  new ImageFileSystem(plan, nodes, options, hooks).snapshots.disposeDoomed();
 }
 
 class ImageFileSystem implements FileSystem {
   readonly rootIno = ROOT_INO;
-  /** By inode number; each number is in one of the two. */
+  /** By inode number; each number of the plan is in one of the two, or the folder of an image's snapshots. */
   private readonly files: (VirtualFile | undefined)[];
   private readonly directories: (Directory | undefined)[];
+  /** Snapshots' folders and what is in them. */
+  readonly snapshots: SnapshotTree;
+  private readonly readOnly: boolean;
   private readonly hostPath: string | undefined;
 
-  constructor(plan: TreePlan, nodes: readonly (BlockNode | undefined)[], options: ImageFileSystemOptions) {
+  constructor(
+    plan: TreePlan,
+    nodes: readonly (BlockNode | undefined)[],
+    options: ImageFileSystemOptions,
+    hooks: FileSystemHooks,
+  ) {
     const state = new TreeState(plan.state);
-    const { uid, gid } = options;
-    const factsOf = (file: FilePlan, ino: number): FileFacts => {
-      return { ino, mode: file.mode, uid, gid, times: state.times, clock: file.clock };
-    };
+    const { uid, gid, readOnly, growable } = options;
     this.hostPath = plan.hostPath;
+    this.readOnly = readOnly;
+    const make = (file: FilePlan, node: BlockNode | undefined, facts: FileFacts, opens?: Int32Array): VirtualFile => {
+      if (file.kind === 'text') return new TextFile(facts, textContent(file.text, node), state.openTexts);
+      assert.ok(file.kind === 'disk' && node !== undefined, 'a disk has a node');
+      return new DiskFile(node, facts, { writable: file.writable && !readOnly, growable, opens });
+    };
+    const onReplaced = (image: number): void => {
+      state.times[clockOf(image)] = Date.now();
+      hooks.onReplaced?.(liveDisks(plan, image));
+    };
+    const source = hooks.source ?? BLOCK_SNAPSHOTS;
+    this.snapshots = new SnapshotTree(plan, nodes, { make, uid, gid, source, onReplaced });
+    const factsOf = (ino: number, { mode, clock }: { mode: number; clock: number }): FileFacts => {
+      return { ino, mode, uid, gid, times: state.times, clock };
+    };
     this.directories = plan.files.map((file, ino) =>
-      file?.kind === 'directory' ? new Directory(factsOf(file, ino), entriesOf(plan, file)) : undefined,
+      file?.kind === 'directory' ? new Directory(factsOf(ino, file), entriesOf(plan, file)) : undefined,
     );
     this.files = plan.files.map((file, ino) => {
-      if (file === undefined || file.kind === 'directory') return undefined;
-      const facts = factsOf(file, ino);
-      if (file.kind === 'disk') {
-        const writable = file.writable && !options.readOnly;
-        return new DiskFile(nodeOf(nodes, file.node), facts, { writable, growable: options.growable });
+      if (file?.kind === 'disk') {
+        const { node } = file;
+        const opens = node.layer === 0 ? this.snapshots.liveOpens(node.image) : undefined;
+        return make(file, nodeOf(nodes, node), factsOf(ino, file), opens);
       }
+      if (file?.kind !== 'text') return undefined;
       const node = file.text.of === 'error' ? undefined : nodeOf(nodes, file.text.node);
-      return new TextFile(facts, textContent(file.text, node), state.openTexts);
+      return make(file, node, factsOf(ino, file));
     });
   }
 
   lookup(parent: number, name: string): number {
-    return this.directory(parent).lookup(name);
+    const directory = this.directories[parent];
+    if (directory !== undefined) return directory.lookup(name);
+    return this.snapshots.lookup(parent, name) ?? this.notADirectory(parent);
   }
 
   attributes(ino: number): FileAttributes {
-    return (this.directories[ino] ?? this.file(ino)).attributes();
+    const file = this.directories[ino] ?? this.files[ino];
+    if (file !== undefined) return file.attributes();
+    return this.snapshots.attributes(ino) ?? this.notAFile(ino);
   }
 
   list(ino: number): DirectoryEntry[] {
-    return this.directory(ino).list();
+    return this.directories[ino]?.list() ?? this.snapshots.list(ino) ?? this.notADirectory(ino);
   }
 
   open(ino: number, flags: OpenFlags): OpenedFile {
-    return this.file(ino).open(flags);
+    return this.files[ino]?.open(flags) ?? this.snapshots.open(ino, flags) ?? this.notAFile(ino);
   }
 
   release(ino: number, handle: number): void {
-    this.files[ino]?.release(handle);
+    const file = this.files[ino];
+    if (file !== undefined) file.release(handle);
+    else this.snapshots.release(ino, handle);
+  }
+
+  makeDirectory(parent: number, name: string): number {
+    return this.snapshots.inoOf(this.changeable(parent).take(name));
+  }
+
+  removeDirectory(parent: number, name: string): void {
+    this.changeable(parent).remove(name);
+  }
+
+  rename(parent: number, name: string, newParent: number, newName: string): void {
+    const folder = this.changeable(parent);
+    // Not EXDEV: mv(1) would then make a directory of that name, which is another snapshot, and copy.
+    if (newParent !== parent) throw new FileError('EPERM', 'A snapshot stays in its folder');
+    folder.rename(name, newName);
   }
 
   read(ino: number, handle: number, offset: number, target: Uint8Array, at: number, length: number): number {
@@ -141,25 +206,44 @@ class ImageFileSystem implements FileSystem {
   }
 
   private file(ino: number): VirtualFile {
-    return this.files[ino] ?? this.notAFile(ino);
+    return this.files[ino] ?? this.snapshots.file(ino) ?? this.notAFile(ino);
+  }
+
+  /** The folder of snapshots with this inode number, to change what is in it. */
+  private changeable(ino: number): SnapshotFolder {
+    if (this.readOnly) throw new FileError('EROFS', 'This mount is read-only');
+    const folder = this.snapshots.folder(ino);
+    if (folder === undefined)
+      throw new FileError('EPERM', 'Only in a folder "snapshots" can names be made and removed');
+    return folder;
+  }
+
+  private isDirectory(ino: number): boolean {
+    return this.directories[ino] !== undefined || this.snapshots.isDirectory(ino);
   }
 
   private notAFile(ino: number): never {
-    if (this.directories[ino] !== undefined) throw new FileError('EISDIR', `Inode ${ino} is a directory`);
+    if (this.isDirectory(ino)) throw new FileError('EISDIR', `Inode ${ino} is a directory`);
     throw new FileError('ENOENT', `There is no inode ${ino}`);
   }
 
-  private directory(ino: number): Directory {
-    const directory = this.directories[ino];
-    if (directory !== undefined) return directory;
+  private notADirectory(ino: number): never {
     this.file(ino);
     throw new FileError('ENOTDIR', `Inode ${ino} is not a directory`);
   }
 }
 
+/** Inode numbers of the files that show the live disk of an image. */
+function liveDisks(plan: TreePlan, image: number): number[] {
+  return plan.files.flatMap((file, ino) =>
+    file?.kind === 'disk' && file.node.image === image && file.node.layer === 0 ? [ino] : [],
+  );
+}
+
 function entriesOf(plan: TreePlan, directory: FilePlan & { kind: 'directory' }): DirectoryEntry[] {
   return directory.children.map(({ name, ino }) => {
-    return { name, ino, kind: plan.files[ino]?.kind === 'directory' ? 'directory' : 'file' };
+    const kind = plan.files[ino]?.kind;
+    return { name, ino, kind: kind === 'directory' || kind === 'snapshots' ? 'directory' : 'file' };
   });
 }
 

@@ -3,7 +3,10 @@ import * as assert from 'node:assert';
 import { imageInfo } from '../block/info';
 import { layerMapEntries, mapEntries } from '../block/map-entries';
 import type { BlockNode } from '../block/node';
+import type { SnapshotInfo } from './snapshot-source';
 import type { TextPlan } from './tree';
+
+const NANOSECONDS = 1e9;
 
 export interface TextContent {
   /** The file's name, for messages and for /proc/PID/fd. */
@@ -26,6 +29,10 @@ export function textContent(text: TextPlan, node: BlockNode | undefined): TextCo
   switch (text.of) {
     case 'info':
       return { name: 'info.json', cheap: true, live: false, chunks: () => [indented(imageInfo(node))] };
+    case 'snapshot-info': {
+      const { snapshot } = text;
+      return { name: 'info.json', cheap: true, live: false, chunks: () => [indented(snapshotInfo(node, snapshot))] };
+    }
     case 'stats':
       return { name: 'stats.json', cheap: true, live: true, chunks: () => [indented(deviceStatistics(node))] };
     case 'chain-map':
@@ -33,6 +40,23 @@ export function textContent(text: TextPlan, node: BlockNode | undefined): TextCo
     case 'layer-map':
       return mapContent(() => layerMapEntries(node, { start: 0, length: node.size() }));
   }
+}
+
+/** As of an image, with this snapshot as the only one in the list. */
+function snapshotInfo(node: BlockNode, snapshot: SnapshotInfo): object {
+  const { icount, vmClockNsec, name, dateSec, dateNsec, id, vmStateSize } = snapshot;
+  const vmClockSec = Math.floor(vmClockNsec / NANOSECONDS);
+  const words = {
+    ...(icount === undefined ? {} : { icount }),
+    'vm-clock-nsec': vmClockNsec % NANOSECONDS,
+    name,
+    'date-sec': dateSec,
+    'date-nsec': dateNsec,
+    'vm-clock-sec': vmClockSec,
+    id,
+    'vm-state-size': vmStateSize,
+  };
+  return { ...imageInfo(node), snapshots: [words] };
 }
 
 function mapContent(entries: () => Iterable<object>): TextContent {

@@ -8,15 +8,19 @@
  *   /map.json            /broken.qed/error.json
  *   /stats.json
  *   /layers/0-vm.qed/{disk,info.json,map.json}
+ *   /snapshots/NAME/{disk,info.json,map.json,vmstate}
  *
- * A *view* is one shape, a folder with `disk`, `info.json` and `map.json`, made by `addView` from a reference to a node. The live disk
- * and every layer are views; snapshots and partitions can be added by adding views.
+ * A *view* is one shape, a folder with `disk`, `info.json` and `map.json`, made by `viewFiles` from a reference to a node. The live disk,
+ * every layer and every snapshot are views.
  *
- * An inode number is an index into `TreePlan.files`; 1 is the root, as the kernel wants it, 0 is nobody.
+ * An inode number is an index into `TreePlan.files`; 1 is the root, as the kernel wants it, 0 is nobody. Snapshots come and go: their
+ * numbers lie behind those of the plan (`snapshot-tree.ts`).
  */
 import * as assert from 'node:assert';
 import * as path from 'node:path';
 import { cutToBytes, NAME_MAX_BYTES, safeName, UniqueNames } from './names';
+import { SnapshotSlots } from './snapshot-slots';
+import type { SnapshotInfo } from './snapshot-source';
 
 export const ROOT_INO = 1;
 
@@ -36,6 +40,8 @@ export interface TreeLayer {
 export interface OpenedTreeImage {
   name: string;
   layers: TreeLayer[];
+  /** Its format has internal snapshots: there is a folder for them, even when it is empty. */
+  snapshots?: boolean;
 }
 
 /** An image that could not be opened: its folder shows why. */
@@ -61,12 +67,26 @@ export interface NodeReference {
 
 export type TextPlan =
   | { of: 'info' | 'chain-map' | 'layer-map' | 'stats'; node: NodeReference }
+  | { of: 'snapshot-info'; node: NodeReference; snapshot: SnapshotInfo }
   | { of: 'error'; filename: string; code: string; message: string };
 
 export type FilePlan =
   | { kind: 'directory'; mode: number; clock: number; children: { name: string; ino: number }[] }
   | { kind: 'disk'; mode: number; clock: number; node: NodeReference; writable: boolean }
-  | { kind: 'text'; mode: number; clock: number; text: TextPlan };
+  | { kind: 'text'; mode: number; clock: number; text: TextPlan }
+  | SnapshotsPlan;
+
+/** The folder of an image's snapshots. */
+export interface SnapshotsPlan {
+  kind: 'snapshots';
+  mode: number;
+  image: number;
+  /** Modes of a snapshot's folder and of its files. */
+  viewMode: number;
+  fileMode: number;
+  /** See `SnapshotSlots`. */
+  slots: SharedArrayBuffer;
+}
 
 export interface TreePlan {
   /** By inode number. Index 0 is unused. */
@@ -80,17 +100,20 @@ export interface TreePlan {
 const STATE_HEADER_BYTES = 8;
 
 /**
- * What the threads of a mount share, beside the nodes: the number of open text files, and for each clock the time of the last
- * change. Clock 0 stands at the time of the mount, clock 1 + i belongs to image i.
+ * What the threads of a mount share, beside the nodes: the number of open text files, the last serial number of a snapshot, and for
+ * each clock the time of the last change. Clock 0 stands at the time of the mount, clock 1 + i belongs to image i.
  *
  * Times are plain stores to aligned doubles: two threads that write at the same moment leave one of the two times, both right.
  */
 export class TreeState {
   readonly openTexts: Int32Array;
+  /** One word: the last serial number that a snapshot of any image got. */
+  readonly lastSerial: Int32Array;
   readonly times: Float64Array;
 
   constructor(buffer: SharedArrayBuffer) {
     this.openTexts = new Int32Array(buffer, 0, 1);
+    this.lastSerial = new Int32Array(buffer, 4, 1);
     this.times = new Float64Array(buffer, STATE_HEADER_BYTES);
   }
 
@@ -132,7 +155,8 @@ class TreeBuilder {
     return ino;
   }
 
-  addFile(parent: number, name: string, file: FilePlan): void {
+  /** A file, or a folder whose content is not planned. */
+  addFile(parent: number, name: string, file: Exclude<FilePlan, { kind: 'directory' }>): void {
     const ino = this.files.length;
     this.files.push(file);
     this.link(parent, name, ino);
@@ -152,16 +176,37 @@ interface View {
   writable: boolean;
   /** `map.json` tells of the whole chain below the view, or of this layer alone. */
   map: 'chain-map' | 'layer-map';
+  /** The view is this snapshot's. */
+  snapshot?: SnapshotInfo;
+}
+
+interface ViewFile {
+  name: string;
+  file: Extract<FilePlan, { kind: 'disk' | 'text' }>;
+}
+
+/** What is in the folder of a view. */
+export function viewFiles(view: View): ViewFile[] {
+  const { node, mode, clock, writable, snapshot } = view;
+  const info: TextPlan = snapshot === undefined ? { of: 'info', node } : { of: 'snapshot-info', node, snapshot };
+  return [
+    { name: 'disk', file: { kind: 'disk', mode, clock, node, writable } },
+    { name: 'info.json', file: { kind: 'text', mode, clock, text: info } },
+    { name: 'map.json', file: { kind: 'text', mode, clock, text: { of: view.map, node } } },
+  ];
 }
 
 function addView(builder: TreeBuilder, directory: number, view: View): void {
-  const { node, mode, clock, writable } = view;
-  builder.addFile(directory, 'disk', { kind: 'disk', mode, clock, node, writable });
-  builder.addFile(directory, 'info.json', { kind: 'text', mode, clock, text: { of: 'info', node } });
-  builder.addFile(directory, 'map.json', { kind: 'text', mode, clock, text: { of: view.map, node } });
+  for (const { name, file } of viewFiles(view)) builder.addFile(directory, name, file);
 }
 
-function addImage(builder: TreeBuilder, directory: number, layers: readonly TreeLayer[], image: number): void {
+function addImage(
+  builder: TreeBuilder,
+  directory: number,
+  { layers, snapshots }: OpenedTreeImage,
+  image: number,
+  mountedMs: number,
+): void {
   const clock = clockOf(image);
   const mode = viewMode(layers, 0);
   const node = { image, layer: 0 };
@@ -176,6 +221,19 @@ function addImage(builder: TreeBuilder, directory: number, layers: readonly Tree
     const view: View = { node: { image, layer: index }, mode: layerMode, clock, writable: false, map: 'layer-map' };
     addView(builder, layerFolder, view);
   });
+  if (snapshots === true) {
+    const folderMode = directoryMode(mode);
+    const slots = SnapshotSlots.create(mountedMs);
+    const plan: SnapshotsPlan = {
+      kind: 'snapshots',
+      mode: folderMode,
+      image,
+      viewMode: folderMode,
+      fileMode: mode,
+      slots,
+    };
+    builder.addFile(directory, 'snapshots', plan);
+  }
 }
 
 function addBroken(builder: TreeBuilder, directory: number, image: BrokenTreeImage): void {
@@ -188,7 +246,8 @@ function union(modes: readonly number[]): number {
   return modes.reduce((all, mode) => all | mode, 0);
 }
 
-function clockOf(image: number): number {
+/** Which of `TreeState.times` is an image's. */
+export function clockOf(image: number): number {
   return 1 + image;
 }
 
@@ -217,7 +276,7 @@ export function buildTree(images: readonly TreeImage[], options: TreeOptions): T
       ? root
       : builder.addDirectory(root, names.take(safeName(image.name, 'image')), directoryMode(imageMode(image)), 0);
     if ('error' in image) addBroken(builder, folder, image);
-    else addImage(builder, folder, image.layers, index);
+    else addImage(builder, folder, image, index, options.mountedMs);
   });
 
   const state = TreeState.create(1 + images.length);

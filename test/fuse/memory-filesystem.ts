@@ -291,6 +291,18 @@ export class MemoryFileSystem implements FileSystem {
     return { blockSize: BLOCK_BYTES, blocks: 2 ** 33, blocksFree: 2 ** 32 + 5, files: 17 };
   }
 
+  makeDirectory(): number {
+    throw new FileError('EPERM');
+  }
+
+  removeDirectory(): void {
+    throw new FileError('EPERM');
+  }
+
+  rename(): void {
+    throw new FileError('EPERM');
+  }
+
   private content(ino: number): Content {
     return ino === INO.READONLY ? this.copy : this.disk;
   }

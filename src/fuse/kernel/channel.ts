@@ -75,8 +75,13 @@ export class Channel {
 
   /** The name that begins at `at`, without its NUL. */
   text(at: number, requestLength: number): string {
+    return this.request.toString('utf8', at, this.endOfText(at, requestLength));
+  }
+
+  /** Where the name that begins at `at` ends: its NUL, or the end of the request. */
+  endOfText(at: number, requestLength: number): number {
     const end = this.request.indexOf(0, at);
-    return this.request.toString('utf8', at, end < 0 || end > requestLength ? requestLength : end);
+    return end < 0 || end > requestLength ? requestLength : end;
   }
 
   /**

@@ -26,6 +26,7 @@ const ATTRIBUTES_TIMEOUT_S = 1;
 
 /** Text has a new size each time it is made, and `stat` must tell the latest: the kernel asks each time. */
 function attributesTimeout(attributes: FileAttributes): number {
+  if (attributes.volatile === true) return 0;
   return attributes.kind === 'directory' || attributes.isDisk === true ? ATTRIBUTES_TIMEOUT_S : 0;
 }
 
@@ -65,11 +66,11 @@ export function encodeAttributesReply(target: Buffer, at: number, attributes: Fi
   return ATTR_OUT.BYTES;
 }
 
-/** struct fuse_entry_out: the reply to LOOKUP. Node ids are inode numbers. */
+/** struct fuse_entry_out: the reply to LOOKUP and MKDIR. Node ids are inode numbers. */
 export function encodeEntry(target: Buffer, at: number, attributes: FileAttributes): number {
   target.fill(0, at, at + ENTRY_OUT.ATTR);
   writeU64(target, at + ENTRY_OUT.NODE, attributes.ino);
-  writeU64(target, at + ENTRY_OUT.ENTRY_VALID, NAME_TIMEOUT_S);
+  writeU64(target, at + ENTRY_OUT.ENTRY_VALID, attributes.volatile === true ? 0 : NAME_TIMEOUT_S);
   writeU64(target, at + ENTRY_OUT.ATTR_VALID, attributesTimeout(attributes));
   encodeAttributes(target, at + ENTRY_OUT.ATTR, attributes);
   return ENTRY_OUT.BYTES;

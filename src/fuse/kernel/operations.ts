@@ -37,10 +37,14 @@ import {
   IN_HEADER_BYTES,
   IO_IN,
   LSEEK_IN,
+  MKDIR_IN,
   O_ACCMODE,
   O_TRUNC,
   OPEN_IN,
   OUT_HEADER_BYTES,
+  RENAME_IN,
+  RENAME_NOREPLACE,
+  RENAME2_IN,
   SEEK_DATA,
   SEEK_HOLE,
   SETATTR_IN,
@@ -77,6 +81,30 @@ export function serveInit(channel: Channel, options: KernelServeOptions, length:
 export function serveLookup(channel: Channel, fileSystem: FileSystem, length: number): void {
   const ino = fileSystem.lookup(channel.u64(IN.NODE), channel.text(IN_HEADER_BYTES, length));
   channel.answer(encodeEntry(channel.reply, BODY, fileSystem.attributes(ino)));
+}
+
+export function serveMakeDirectory(channel: Channel, fileSystem: FileSystem, length: number): void {
+  const ino = fileSystem.makeDirectory(channel.u64(IN.NODE), channel.text(MKDIR_IN.NAME, length));
+  channel.answer(encodeEntry(channel.reply, BODY, fileSystem.attributes(ino)));
+}
+
+export function serveRemoveDirectory(channel: Channel, fileSystem: FileSystem, length: number): void {
+  fileSystem.removeDirectory(channel.u64(IN.NODE), channel.text(IN_HEADER_BYTES, length));
+  channel.answer(0);
+}
+
+/** @param namesAt where the two names begin */
+export function serveRename(channel: Channel, fileSystem: FileSystem, namesAt: number, length: number): void {
+  const name = channel.text(namesAt, length);
+  const newName = channel.text(channel.endOfText(namesAt, length) + 1, length);
+  fileSystem.rename(channel.u64(IN.NODE), name, channel.u64(RENAME_IN.NEW_PARENT), newName);
+  channel.answer(0);
+}
+
+/** Nothing is ever replaced, so NOREPLACE asks for nothing; exchanging and whiteouts make no sense here. */
+export function serveRename2(channel: Channel, fileSystem: FileSystem, length: number): void {
+  if ((channel.u32(RENAME2_IN.FLAGS) & ~RENAME_NOREPLACE) !== 0) throw new FileError('EINVAL');
+  serveRename(channel, fileSystem, RENAME2_IN.NAMES, length);
 }
 
 export function serveGetAttributes(channel: Channel, fileSystem: FileSystem): void {
@@ -140,7 +168,10 @@ export function serveOpenDirectory(channel: Channel, fileSystem: FileSystem): vo
   channel.answer(encodeOpened(channel.reply, BODY, 0, 0));
 }
 
-/** An entry's cookie is its place in the listing: no state between requests, which any thread may get. */
+/**
+ * An entry's cookie is its place in the listing, or its own for ever where entries come and go: no state between requests, which any thread
+ * may get.
+ */
 export function serveReadDirectory(channel: Channel, fileSystem: FileSystem): void {
   const ino = channel.u64(IN.NODE);
   const first = channel.u64(IO_IN.OFFSET);
@@ -152,9 +183,11 @@ export function serveReadDirectory(channel: Channel, fileSystem: FileSystem): vo
     { name: '..', ino: fileSystem.rootIno, kind: 'directory' },
   ];
   let at = BODY;
-  for (let index = first; index < dots.length + entries.length; index++) {
+  for (let index = 0; index < dots.length + entries.length; index++) {
     const entry = index < dots.length ? dots[index] : entries[index - dots.length];
-    const bytes = encodeDirectoryEntry(channel.reply, at, end, entry, index + 1);
+    const cookie = entry.position === undefined ? index + 1 : dots.length + entry.position;
+    if (cookie <= first) continue;
+    const bytes = encodeDirectoryEntry(channel.reply, at, end, entry, cookie);
     if (bytes === 0) break;
     at += bytes;
   }

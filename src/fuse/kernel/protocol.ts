@@ -125,6 +125,12 @@ export const LSEEK_OUT = { OFFSET: 0, BYTES: 8 } as const;
 export const SEEK_DATA = 3;
 export const SEEK_HOLE = 4;
 
+/** Where names begin; two of them follow one another, each with its NUL. */
+export const MKDIR_IN = { NAME: 48 } as const;
+export const RENAME_IN = { NEW_PARENT: 40, NAMES: 48 } as const;
+export const RENAME2_IN = { NEW_PARENT: 40, FLAGS: 48, NAMES: 56 } as const;
+export const RENAME_NOREPLACE = 1;
+
 export const COPY_IN = { OFFSET_IN: 48, NODE_OUT: 56, HANDLE_OUT: 64, OFFSET_OUT: 72, LENGTH: 80 } as const;
 
 /** struct fuse_attr */
@@ -195,6 +201,10 @@ export const REQUEST_BYTES = IO_IN.DATA + MAX_REQUEST + 4096;
 export const REQUEST_BYTES_MIN: Readonly<Uint16Array> = shortest([
   [OPCODE.LOOKUP, 42],
   [OPCODE.SETATTR, 128],
+  [OPCODE.MKDIR, 50],
+  [OPCODE.RMDIR, 42],
+  [OPCODE.RENAME, 52],
+  [OPCODE.RENAME2, 60],
   [OPCODE.OPEN, 48],
   [OPCODE.READ, 80],
   [OPCODE.WRITE, 80],

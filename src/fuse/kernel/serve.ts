@@ -19,15 +19,19 @@ import {
   serveGetAttributes,
   serveInit,
   serveLookup,
+  serveMakeDirectory,
   serveOpen,
   serveOpenDirectory,
   serveReadDirectory,
   serveRelease,
+  serveRemoveDirectory,
+  serveRename,
+  serveRename2,
   serveSeek,
   serveSetAttributes,
   serveStatistics,
 } from './operations';
-import { IN, IO_IN, O_DSYNC, OPCODE, OUT_HEADER_BYTES } from './protocol';
+import { IN, IO_IN, O_DSYNC, OPCODE, OUT_HEADER_BYTES, RENAME_IN } from './protocol';
 
 const log = logOf('fuse:kernel');
 
@@ -168,9 +172,25 @@ class KernelServer {
       case OPCODE.COPY_FILE_RANGE:
         serveCopyRange(channel, fileSystem);
         break;
+      case OPCODE.MKDIR:
+      case OPCODE.RMDIR:
+      case OPCODE.RENAME:
+      case OPCODE.RENAME2:
+        this.changeDirectory(opcode, length);
+        break;
       default:
         this.serveTrivial(opcode);
     }
+  }
+
+  /** Snapshots are directories: they are made, removed and renamed as such. */
+  private changeDirectory(opcode: number, length: number): void {
+    const { channel, fileSystem } = this;
+    if (this.options.readOnly) channel.answerError(EROFS);
+    else if (opcode === OPCODE.MKDIR) serveMakeDirectory(channel, fileSystem, length);
+    else if (opcode === OPCODE.RMDIR) serveRemoveDirectory(channel, fileSystem, length);
+    else if (opcode === OPCODE.RENAME) serveRename(channel, fileSystem, RENAME_IN.NAMES, length);
+    else serveRename2(channel, fileSystem, length);
   }
 
   /** Operations whose answer depends on nothing. */
@@ -193,14 +213,10 @@ class KernelServer {
       case OPCODE.DESTROY:
         channel.answer(0);
         return;
-      // The tree is fixed. On a read-only mount the kernel itself says EROFS first, in most cases.
+      // Else the tree is fixed. On a read-only mount the kernel itself says EROFS first, in most cases.
       case OPCODE.CREATE:
       case OPCODE.MKNOD:
-      case OPCODE.MKDIR:
       case OPCODE.UNLINK:
-      case OPCODE.RMDIR:
-      case OPCODE.RENAME:
-      case OPCODE.RENAME2:
       case OPCODE.SYMLINK:
       case OPCODE.LINK:
         channel.answerError(this.options.readOnly ? EROFS : EPERM);

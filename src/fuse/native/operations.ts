@@ -86,10 +86,29 @@ export function operationsOf(fileSystem: FileSystem, readOnly: boolean): Fuse.Op
     chown: (_path, _uid, _gid, done) => done(-host.errno.EPERM),
     create: (_path, _mode, done) => done(forbidden),
     mknod: (_path, _mode, _device, done) => done(forbidden),
-    mkdir: (_path, _mode, done) => done(forbidden),
+    mkdir: (path, _mode, done) => {
+      answer(done, () => {
+        const { parent, name } = parentOf(fileSystem, path);
+        fileSystem.makeDirectory(parent, name);
+        return 0;
+      });
+    },
     unlink: (_path, done) => done(forbidden),
-    rmdir: (_path, done) => done(forbidden),
-    rename: (_from, _to, done) => done(forbidden),
+    rmdir: (path, done) => {
+      answer(done, () => {
+        const { parent, name } = parentOf(fileSystem, path);
+        fileSystem.removeDirectory(parent, name);
+        return 0;
+      });
+    },
+    rename: (from, to, done) => {
+      answer(done, () => {
+        const old = parentOf(fileSystem, from);
+        const next = parentOf(fileSystem, to);
+        fileSystem.rename(old.parent, old.name, next.parent, next.name);
+        return 0;
+      });
+    },
     link: (_from, _to, done) => done(forbidden),
     symlink: (_from, _to, done) => done(forbidden),
   };
@@ -101,6 +120,12 @@ function resolve(fileSystem: FileSystem, path: string): number {
     if (name !== '') ino = fileSystem.lookup(ino, name);
   }
   return ino;
+}
+
+/** The directory that a path ends in, which must exist, and the name there, which need not. */
+function parentOf(fileSystem: FileSystem, path: string): { parent: number; name: string } {
+  const slash = path.lastIndexOf('/');
+  return { parent: resolve(fileSystem, path.slice(0, slash)), name: path.slice(slash + 1) };
 }
 
 function setSize(fileSystem: FileSystem, ino: number, size: number): number {

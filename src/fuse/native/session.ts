@@ -65,6 +65,7 @@ export function nativeOptions(options: MountOptions): string[] {
     `max_read=${REQUEST_BYTES}`,
     'direct_io',
     'attr_timeout=0',
+    'entry_timeout=0',
     'use_ino',
     'default_permissions',
     'nosuid',
