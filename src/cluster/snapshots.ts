@@ -83,7 +83,7 @@ export function revertToSnapshot(layer: ClusterLayer, id: string): void {
 
 export function renameSnapshot(layer: ClusterLayer, id: string, name: string): void {
   refuseAfterFailure(layer.driver);
-  layer.state.resizeMutex.with(() => snapshotsOf(layer).rename(id, name));
+  layer.state.resizeMutex.with(() => snapshotsOf(layer).rename(id, name, engineOf(layer)));
 }
 
 export function noSuchSnapshot(layer: ClusterLayer, id: string): BlockError {
@@ -96,9 +96,9 @@ export function noSuchSnapshot(layer: ClusterLayer, id: string): BlockError {
  * still run, so that they wait for as little as possible.
  */
 function changing<T>(layer: ClusterLayer, body: (snapshots: SnapshotDriver, engine: SnapshotEngine) => T): T {
-  const { state, driver, mapper } = layer;
+  const { state, driver } = layer;
   const snapshots = snapshotsOf(layer);
-  const engine = { flush: () => layer.flush(), load: mapper.load.bind(mapper) };
+  const engine = engineOf(layer);
   refuseAfterFailure(driver);
   return state.resizeMutex.with(() => {
     layer.flush();
@@ -107,6 +107,11 @@ function changing<T>(layer: ClusterLayer, body: (snapshots: SnapshotDriver, engi
       return body(snapshots, engine);
     });
   });
+}
+
+function engineOf(layer: ClusterLayer): SnapshotEngine {
+  const { mapper } = layer;
+  return { flush: () => layer.flush(), load: (slice, attempt) => mapper.load(slice, attempt) };
 }
 
 function snapshotsOf(layer: ClusterLayer): SnapshotDriver {

@@ -35,8 +35,8 @@ export interface OpenedSnapshot {
 export interface SnapshotEngine {
   /** Changed tables, counts first, are durable on return. */
   flush(): void;
-  /** Brings a slice into the cache. */
-  load(slice: TableSlice): void;
+  /** Brings a slice into the cache. @param attempt how many slices were asked for without getting on */
+  load(slice: TableSlice, attempt: number): void;
 }
 
 /**
@@ -50,6 +50,6 @@ export interface SnapshotDriver {
   open(id: string): OpenedSnapshot | undefined;
   take(name: string, engine: SnapshotEngine): SnapshotInfo;
   remove(id: string, engine: SnapshotEngine): void;
-  rename(id: string, name: string): void;
+  rename(id: string, name: string, engine: SnapshotEngine): void;
   revert(id: string, engine: SnapshotEngine): void;
 }

@@ -60,7 +60,9 @@ export class Qcow2Driver implements FormatDriver {
     this.growth = new Growth(header, storage, state, own, refcounts, cache, imageId, hostEnd);
     // What is in a data file is overwritten in place: no snapshot could keep it.
     this.snapshots =
-      header.dataFile === undefined ? new Qcow2Snapshots(header, storage, state, own, cache, imageId) : undefined;
+      header.dataFile === undefined
+        ? new Qcow2Snapshots({ header, storage, state, own, refcounts, growth: this.growth }, cache, imageId)
+        : undefined;
     this.clusterSize = header.clusterSize;
     this.granule = this.mapping.subclusterSize;
     this.hasZeroClusters = header.version > 2;

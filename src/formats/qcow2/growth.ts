@@ -109,8 +109,53 @@ export class Growth {
     const { own, state } = this;
     this.sync('flush-data');
     const header = own.current(this.header, { dirty: false, virtualSize: state.virtualSize });
-    const bytes = encodeQcow2Fields({ ...header, ...fields });
+    try {
+      this.writeFields({ ...header, ...fields });
+    } catch (error) {
+      this.restoreHeader(header);
+      throw error;
+    }
+    this.sync('flush-header');
+  }
+
+  /**
+   * Clusters in a row for a table of snapshots or an L1 table, counted once; stale bytes may be in them. The meta mutex is held.
+   * @returns host offset; or the slice to load, after which it is called again
+   */
+  takeArea(wanted: number): number | TableSlice {
+    const { refcounts } = this;
+    const { clusterSize } = this.header;
+    const length = wanted * clusterSize;
+    const place = this.locked(() => {
+      const found = refcounts.allocate(wanted);
+      if (found === 'prepare' || 'level' in found || found.length === length) return found;
+      this.drop(found.offset, found.length);
+      return 'short';
+    });
+    if (place === 'prepare') return this.addWantedBlock() ?? this.takeArea(wanted);
+    if (place !== 'short' && 'level' in place) return place;
+    const offset = place === 'short' ? this.makeArea(wanted) : place.offset;
+    if (typeof offset === 'object') return offset;
+    this.hostEnd.grow(offset + length);
+    this.locked(() => {
+      for (let done = 0; done < length; done += clusterSize) refcounts.forgetTables(offset + done);
+    });
+    return offset;
+  }
+
+  private writeFields(header: Qcow2Header): void {
+    const bytes = encodeQcow2Fields(header);
     this.storage.write(0, bytes, 0, bytes.length, 'header-update');
+  }
+
+  /** Nobody knows how much of a header arrived: the old one goes back, or nothing can be promised any more. */
+  private restoreHeader(header: Qcow2Header): void {
+    try {
+      this.writeFields(header);
+    } catch (error) {
+      this.state.markFailed();
+      throw error;
+    }
     this.sync('flush-header');
   }
 

@@ -125,6 +125,28 @@ export class Refcounts {
     return undefined;
   }
 
+  /**
+   * Adds to the counts of `[cluster, cluster + count)`, all in one slice. Lock held exclusively. All of them or, with an error, none.
+   * @returns the slice to load first (nothing was changed), else undefined
+   */
+  change(cluster: number, count: number, by: number): TableSlice | undefined {
+    const slot = this.claim(cluster, count);
+    if (typeof slot === 'object') return slot;
+    const { bytes } = this.cache;
+    const at = slot * SLICE_BYTES;
+    const first = cluster % this.perSlice;
+    for (let index = first; index < first + count; index++) {
+      const next = getCount(bytes, at, index, this.order) + by;
+      if (next < 0)
+        throw this.corrupt(`the reference count of the cluster at ${hex(cluster * this.clusterSize)} is too low`);
+      if (next > this.max) throw this.tooMany();
+    }
+    for (let index = first; index < first + count; index++) {
+      setCount(bytes, at, index, this.order, getCount(bytes, at, index, this.order) + by);
+    }
+    return undefined;
+  }
+
   /** Up to `wanted` free clusters that lie together; their counts are 1 afterwards. Lock held exclusively; memory only. */
   allocate(wanted: number): Place | TableSlice | 'prepare' {
     return this.allocateListed(wanted) ?? this.search(wanted);
@@ -234,6 +256,15 @@ export class Refcounts {
             ? 'the snapshot table'
             : undefined;
     if (where !== undefined) throw this.corrupt(`the reference count of ${where} is 0`);
+  }
+
+  private tooMany(): BlockError {
+    const { path } = this.storage;
+    return new BlockError(
+      'LIMIT_EXCEEDED',
+      `Cannot share clusters of qcow2 image "${path}" any more: its reference counts have ${2 ** this.order} bits, at most ${this.max} references`,
+      { path },
+    );
   }
 
   corrupt(problem: string): BlockError {

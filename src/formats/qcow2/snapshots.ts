@@ -1,73 +1,87 @@
 /** The internal snapshots of an open qcow2 image: this thread's copy of their table, and how it changes. */
-import type { ImageState } from '../../shared/image-state';
+import { BlockError } from '../../errors';
 import type { TableCache } from '../../shared/table-cache';
-import type { Storage } from '../../storage/storage';
 import type { OpenedSnapshot, SnapshotDriver, SnapshotEngine, SnapshotInfo } from '../snapshots';
 import type { Qcow2Header } from './layout';
+import { type KnownSnapshots, SnapshotChanges, type SnapshotParts } from './snapshot-changes';
 import { Qcow2SnapshotDriver, vmStateOffset } from './snapshot-driver';
-import { type Qcow2Snapshot, readSnapshotTable } from './snapshot-table';
-import type { Qcow2State } from './state';
+import { type Qcow2Snapshot, readSnapshots } from './snapshot-table';
 
 export class Qcow2Snapshots implements SnapshotDriver {
-  private known: { generation: number; snapshots: readonly Qcow2Snapshot[] } | undefined;
+  private known: (KnownSnapshots & { generation: number }) | undefined;
 
   constructor(
-    private readonly header: Qcow2Header,
-    private readonly storage: Storage,
-    private readonly state: ImageState,
-    private readonly own: Qcow2State,
+    private readonly parts: SnapshotParts,
     private readonly cache: TableCache,
     private readonly imageId: number,
   ) {}
 
   list(): SnapshotInfo[] {
-    return this.current().map(infoOf);
+    return this.current().snapshots.map(infoOf);
   }
 
   open(id: string): OpenedSnapshot | undefined {
-    const { header, storage, state, cache, imageId } = this;
-    const snapshot = this.current().find((candidate) => candidate.id === id);
+    const { cache, imageId } = this;
+    const { header, storage, state } = this.parts;
+    const snapshot = this.find(id);
     if (snapshot === undefined) return undefined;
     return {
       info: infoOf(snapshot),
       driver: new Qcow2SnapshotDriver(header, snapshot, storage, storage, state, cache, imageId),
       vmStateOffset: vmStateOffset(header, snapshot),
-      exists: () => this.current().some((candidate) => isSame(candidate, snapshot)),
+      exists: () => this.current().snapshots.some((candidate) => isSame(candidate, snapshot)),
     };
   }
 
-  take(_name: string, _engine: SnapshotEngine): SnapshotInfo {
-    throw new Error('not yet');
+  take(name: string, engine: SnapshotEngine): SnapshotInfo {
+    return infoOf(this.changes(engine).take(name));
   }
 
-  remove(_id: string, _engine: SnapshotEngine): void {
-    throw new Error('not yet');
+  remove(id: string, engine: SnapshotEngine): void {
+    const snapshot = this.existing(id);
+    this.changes(engine).remove(snapshot);
   }
 
-  rename(_id: string, _name: string): void {
-    throw new Error('not yet');
+  rename(id: string, name: string, engine: SnapshotEngine): void {
+    const snapshot = this.existing(id);
+    this.changes(engine).rename(snapshot, name);
   }
 
-  revert(_id: string, _engine: SnapshotEngine): void {
-    throw new Error('not yet');
+  revert(id: string, engine: SnapshotEngine): void {
+    const snapshot = this.existing(id);
+    this.changes(engine).revert(snapshot);
+  }
+
+  private changes(engine: SnapshotEngine): SnapshotChanges {
+    return new SnapshotChanges(this.parts, this.current(), engine);
+  }
+
+  private find(id: string): Qcow2Snapshot | undefined {
+    return this.current().snapshots.find((candidate) => candidate.id === id);
+  }
+
+  private existing(id: string): Qcow2Snapshot {
+    const snapshot = this.find(id);
+    if (snapshot !== undefined) return snapshot;
+    const { path } = this.parts.storage;
+    throw new BlockError('NOT_FOUND', `Cannot find snapshot "${id}" of "${path}": it does not exist`, { path });
   }
 
   /** The table as it is now; read from the file when it has changed since this thread read it. */
-  private current(): readonly Qcow2Snapshot[] {
-    const { state, own } = this;
-    if (this.known?.generation === state.snapshotGeneration) return this.known.snapshots;
+  private current(): KnownSnapshots {
+    const { state, own, storage } = this.parts;
+    if (this.known?.generation === state.snapshotGeneration) return this.known;
     state.lock.lockShared();
     let generation: number;
     let header: Qcow2Header;
     try {
       generation = state.snapshotGeneration;
-      header = own.current(this.header, { dirty: false, virtualSize: state.virtualSize });
+      header = own.current(this.parts.header, { dirty: false, virtualSize: state.virtualSize });
     } finally {
       state.lock.unlockShared();
     }
-    const snapshots = readSnapshotTable(this.storage, header);
-    this.known = { generation, snapshots };
-    return snapshots;
+    this.known = { ...readSnapshots(storage, header, header), generation };
+    return this.known;
   }
 }
 
