@@ -82,12 +82,12 @@ export class Growth {
     const { clusterSize } = this.header;
     const entries = l1EntriesFor(size, clusterSize, this.header.extendedL2);
     if (entries <= own.l1Entries) return undefined;
+    const clusters = divCeil(entries * 8, clusterSize);
+    if (own.nextL1Clusters < clusters) return this.reserveL1(clusters);
     const oldBytes = own.l1Entries * 8;
     const old = own.l1Offset;
     if (oldBytes > 0 && this.locked(() => cache.isDirty(imageId, old, old + oldBytes))) return 'flush';
-    const clusters = divCeil(entries * 8, clusterSize);
-    const offset = this.makeArea(clusters);
-    if (typeof offset === 'object') return offset;
+    const offset = own.nextL1Offset;
     // Named tables are on disk already, or they would be dirty in the old table.
     const table = new Uint8Array(clusters * clusterSize);
     if (oldBytes > 0) storage.read(old, table, 0, oldBytes);
@@ -96,9 +96,27 @@ export class Growth {
     this.locked(() => {
       own.l1Offset = offset;
       own.l1Entries = entries;
+      if (own.nextL1Clusters > clusters) {
+        this.drop(offset + table.length, own.nextL1Clusters * clusterSize - table.length);
+      }
+      own.nextL1Clusters = 0;
       if (oldBytes > 0) this.drop(old, alignUp(oldBytes, clusterSize));
     });
     return undefined;
+  }
+
+  /** Takes the place of a larger L1 table. A flush must follow: its counts are on disk before the header names it. */
+  private reserveL1(clusters: number): TableSlice | 'flush' {
+    const { own } = this;
+    const offset = this.makeArea(clusters);
+    if (typeof offset === 'object') return offset;
+    this.locked(() => {
+      // Left over from a growth that failed.
+      if (own.nextL1Clusters > 0) this.drop(own.nextL1Offset, own.nextL1Clusters * this.header.clusterSize);
+      own.nextL1Offset = offset;
+      own.nextL1Clusters = clusters;
+    });
+    return 'flush';
   }
 
   /**
@@ -190,14 +208,21 @@ export class Growth {
     const { refcounts, state } = this;
     const { clusterSize } = this.header;
     const { perBlock, tableEntries } = refcounts;
-    const start = Math.max(state.fileEnd / clusterSize, wanted === 0 ? tableEntries * perBlock : 0);
-    const area: Area = { start, blocks: [], table: 0, wanted };
+    const area: Area = { start: state.fileEnd / clusterSize, blocks: [], table: 0, wanted };
+    // Behind all that the old table counts: the header names a new table at once, so no count of it may be in the cache only.
+    const behind = Math.max(area.start, tableEntries * perBlock);
+    if (wanted === 0) area.start = behind;
     // Blocks and table count themselves too: until it fits.
     for (let clusters = -1; clusters !== area.blocks.length + area.table; ) {
       clusters = area.blocks.length + area.table;
-      const last = Math.floor((start + Math.max(1, clusters + wanted) - 1) / perBlock);
+      const last = Math.floor((area.start + Math.max(1, clusters + wanted) - 1) / perBlock);
+      if (last >= tableEntries && area.start < behind) {
+        area.start = behind;
+        clusters = -1;
+        continue;
+      }
       const blocks: number[] = [];
-      for (let index = Math.floor(start / perBlock); index <= last; index++) {
+      for (let index = Math.floor(area.start / perBlock); index <= last; index++) {
         const block = refcounts.blockAt(index);
         if (typeof block === 'object') return block;
         if (block === 0) blocks.push(index);
@@ -205,8 +230,8 @@ export class Growth {
       if (blocks.length > area.blocks.length) area.blocks = blocks;
       if (last >= tableEntries) area.table = Math.max(area.table, this.tableClustersFor(last + 1));
     }
-    const end = start + area.blocks.length + area.table + wanted;
-    const missing = this.countExisting(start, end, area.blocks);
+    const end = area.start + area.blocks.length + area.table + wanted;
+    const missing = this.countExisting(area.start, end, area.blocks);
     if (missing !== undefined) return missing;
     state.fileEnd = end * clusterSize;
     return area;

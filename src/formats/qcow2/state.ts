@@ -11,6 +11,8 @@ const SNAPSHOT_COUNT = 5;
 const SEARCH_FROM = 6;
 const WANTED_BLOCK = 7;
 const CORRUPT = 8;
+const NEXT_L1_OFFSET = 9;
+const NEXT_L1_CLUSTERS = 10;
 
 /** Named views of `ImageState.numbers`. Changed with the image's lock held exclusively, under the meta mutex but for the search. */
 export class Qcow2State {
@@ -102,6 +104,21 @@ export class Qcow2State {
   }
   set wantedBlock(value: number) {
     this.numbers[WANTED_BLOCK] = value;
+  }
+
+  /** Place of the L1 table that is about to replace this one; `nextL1Clusters` 0: there is none. */
+  get nextL1Offset(): number {
+    return this.numbers[NEXT_L1_OFFSET];
+  }
+  set nextL1Offset(value: number) {
+    this.numbers[NEXT_L1_OFFSET] = value;
+  }
+
+  get nextL1Clusters(): number {
+    return this.numbers[NEXT_L1_CLUSTERS];
+  }
+  set nextL1Clusters(value: number) {
+    this.numbers[NEXT_L1_CLUSTERS] = value;
   }
 
   get corrupt(): boolean {
