@@ -118,7 +118,7 @@ function snapshotLayerOf(node: BlockNode): ClusterLayer {
   const { path, format } = node;
   throw new BlockError(
     'UNSUPPORTED_FEATURE',
-    `Cannot use snapshots of "${path}": a ${format} image of this kind cannot have any`,
+    `Cannot use snapshots of "${path}": this ${format} image cannot have any`,
     { path },
   );
 }

@@ -9,11 +9,12 @@ import { command as info } from './commands/info';
 import { command as list } from './commands/list';
 import { command as map } from './commands/map';
 import { command as mount } from './commands/mount';
+import { command as snapshot } from './commands/snapshot';
 import { command as umount } from './commands/umount';
 import { flushOutput, OutputClosed, print, printError } from './output';
 
 /** Every subcommand, in the order of the help. */
-const COMMANDS: readonly Command[] = [mount, umount, list, create, info, check, map];
+const COMMANDS: readonly Command[] = [mount, umount, list, create, info, check, map, snapshot];
 
 /** Wrong words before a subcommand is known. */
 const EXIT_USAGE = 1;
