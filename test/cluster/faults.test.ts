@@ -11,13 +11,12 @@ import { formatByName } from '../../src/formats/registry';
 import { type FaultRule, FaultyStorage } from '../../src/storage/faulty';
 import { MemoryStorage } from '../../src/storage/memory';
 import { KIB, MIB } from '../../src/units';
+import { CLUSTER, type Operation, program, SIZE } from '../helpers/fault-program';
 import { checkStorage, createInMemory, type OpenedChain, openChainOf } from '../helpers/images';
 import { DiskModel } from '../helpers/model';
 import { LONG, patternBytes, Random, seedOf } from '../helpers/random';
 import { Shadowed } from '../helpers/shadowed';
 
-const CLUSTER = 4 * KIB;
-const SIZE = 4 * MIB + 512;
 const BASE = 3 * MIB + 512;
 const CAPACITY = 16 * MIB;
 
@@ -48,8 +47,8 @@ interface Subject {
 
 /** An image with flushed data of every kind: written, zeroed, dropped. */
 function prepare(backed: boolean, format: TopFormat = 'qed'): Subject {
-  const backing = backed ? { name: 'base', format: 'raw' } : undefined;
-  const storage = createInMemory({ format, clusterSize: CLUSTER, tableSize: 1, size: SIZE, backing }, CAPACITY);
+  const image = { format, clusterSize: CLUSTER, tableSize: 1, size: SIZE };
+  const storage = createInMemory(backed ? { ...image, backing: { name: 'base' } } : image, CAPACITY);
   const base = backed ? createInMemory({ format: 'raw', size: BASE }, BASE) : undefined;
   const below = backed ? new DiskModel(BASE) : undefined;
   if (base !== undefined) {
@@ -73,44 +72,6 @@ function prepare(backed: boolean, format: TopFormat = 'qed'): Subject {
   shadow.writeZeroes(17 * CLUSTER, 2 * CLUSTER);
   shadow.node.flush();
   return { format, storage, base, chain, faulty, shadow };
-}
-
-type Operation =
-  | { kind: 'write' | 'zero' | 'allocate'; offset: number; length: number }
-  | { kind: 'flush' | 'maintain' | 'read' }
-  | { kind: 'resize'; size: number };
-
-/** Requests that meet every event, in an order that the seed decides. */
-function program(random: Random): Operation[] {
-  const near = () => random.below(30) * CLUSTER + random.pick([0, 0, 1, 511, 2048]);
-  const operations: Operation[] = [
-    { kind: 'write', offset: 2 * MIB + near(), length: 700 }, // a new table
-    { kind: 'write', offset: near(), length: random.between(1, 3 * CLUSTER) },
-    { kind: 'zero', offset: 10 * CLUSTER, length: 3 * CLUSTER },
-    { kind: 'flush' },
-    { kind: 'maintain' },
-    { kind: 'write', offset: near(), length: random.between(1, CLUSTER) },
-    { kind: 'zero', offset: near() + 1, length: random.between(1, 9000) },
-    { kind: 'allocate', offset: 40 * CLUSTER, length: 3 * CLUSTER },
-    { kind: 'write', offset: 10 * CLUSTER + 5, length: 600 },
-    { kind: 'read' },
-  ];
-  for (let i = operations.length - 1; i > 0; i--) {
-    const j = random.below(i + 1);
-    [operations[i], operations[j]] = [operations[j], operations[i]];
-  }
-  return [
-    ...operations,
-    { kind: 'write', offset: SIZE - 300, length: 300 },
-    { kind: 'write', offset: 2 * MIB + 512 * KIB, length: 280 * CLUSTER }, // past what the file has grown by
-    { kind: 'flush' },
-    { kind: 'zero', offset: 3 * MIB, length: 20 * CLUSTER },
-    { kind: 'flush' },
-    { kind: 'resize', size: SIZE + MIB },
-    { kind: 'maintain' },
-    { kind: 'write', offset: 200, length: 300 },
-    { kind: 'flush' },
-  ];
 }
 
 interface Written {
@@ -156,8 +117,7 @@ class Trial {
   }
 
   private get dirty(): boolean {
-    const { format, storage } = this.subject;
-    return formatByName(format).readHeader(storage).dirty;
+    return formatByName(this.subject.format).readHeader(this.subject.storage).dirty;
   }
 
   private get words(): string {
@@ -315,16 +275,13 @@ for (const [index, format] of (['qed', 'qcow'] as const).entries()) {
     const fired = new Set<string>();
     const afters = LONG ? Array.from({ length: 40 }, (_, after) => after) : [0, 2];
     let trials = 0;
+    const kinds = ['EIO', 'ENOSPC'].flatMap((errno) => [true, false].map((once) => ({ errno, once })));
     for (const event of EVENTS) {
-      for (const errno of ['EIO', 'ENOSPC']) {
-        for (const once of [true, false]) {
-          for (const backed of [false, true]) {
-            for (const after of afters) {
-              const rule = { event: event as Event, errno, once, after };
-              if (new Trial(t, prepare(backed, format), rule, random).run()) fired.add(`${event} ${errno} ${once}`);
-              trials++;
-            }
-          }
+      for (const { errno, once } of kinds) {
+        for (const trial of afters.flatMap((after) => [false, true].map((backed) => ({ after, backed })))) {
+          const rule = { event: event as Event, errno, once, after: trial.after };
+          if (new Trial(t, prepare(trial.backed, format), rule, random).run()) fired.add(`${event} ${errno} ${once}`);
+          trials++;
         }
       }
     }
