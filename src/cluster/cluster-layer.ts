@@ -27,6 +27,8 @@ export class ClusterLayer implements Layer {
   private readonly dirtyBit: DirtyBit;
   private readonly remapper: Remapper;
   private inflated: Uint8Array | undefined;
+  /** Host offset of the compressed cluster in `inflated`. */
+  private inflatedFrom = -1;
 
   constructor(
     readonly driver: FormatDriver,
@@ -211,7 +213,12 @@ export class ClusterLayer implements Layer {
     to: number,
   ): void {
     this.inflated ??= new Uint8Array(this.clusterSize);
-    this.driver.readCompressed?.(mapping, this.inflated);
+    // Readers in small steps meet one cluster many times. Kept only where nobody can put something else in its place.
+    if (!this.readOnly || this.inflatedFrom !== mapping.offset) {
+      this.inflatedFrom = -1;
+      this.driver.readCompressed?.(mapping, this.inflated);
+      this.inflatedFrom = mapping.offset;
+    }
     const from = guest % this.clusterSize;
     target.set(this.inflated.subarray(from, from + mapping.length), to);
   }
