@@ -157,6 +157,8 @@ for (const [index, spec] of IN_MEMORY.entries()) {
 const ON_FILES: { spec: Omit<ImageSpec, 'size'>; backed: boolean }[] = [
   { spec: { format: 'qed', clusterSize: CLUSTER, tableSize: 1 }, backed: false },
   { spec: { format: 'qed', clusterSize: CLUSTER, tableSize: 1 }, backed: true },
+  { spec: { format: 'qcow', clusterSize: CLUSTER }, backed: false },
+  { spec: { format: 'qcow', clusterSize: 512 }, backed: true },
   { spec: { format: 'qcow2', clusterSize: CLUSTER, refcountBits: 64 }, backed: false },
   { spec: { format: 'qcow2', clusterSize: 16 * KIB, extendedL2: true }, backed: true },
 ];

@@ -18,7 +18,7 @@ const HELP = `Usage: imagefs check [-f FMT] [--output=human|json] [-r leaks|all]
 
 Checks the tables of a disk image, and repairs them with -r. Raw images have none.
 
-  -f, --format FMT      format of the image: qcow2, qed or raw (default: recognised by its first bytes)
+  -f, --format FMT      format of the image: qcow2, qcow, qed or raw (default: recognised by its first bytes)
       --output FORMAT   human (default) or json, with the fields of qemu-img
   -r, --repair leaks    give clusters that nothing uses back to the host
   -r, --repair all      also clear entries that point to no possible place (what they held is lost already), and for

@@ -18,7 +18,7 @@ const HELP = `Usage: imagefs create [-f FMT] [-b BACKING -F FMT] [-u] [-o OPTION
 
 Makes a disk image. An existing file is overwritten, but never one that is in use.
 
-  -f, --format FMT           qcow2, qed or raw (default)
+  -f, --format FMT           qcow2, qcow, qed or raw (default)
   -b, --backing FILE         begin as a copy of this image, which must not change afterwards; a relative name counts from
                              the directory of the new image. SIZE may be left out: it is taken from there
   -F, --backing-format FMT   format of the backing file; needed with -b

@@ -9,7 +9,7 @@ const HELP = `Usage: imagefs info [-f FMT] [--output=human|json] [--backing-chai
 
 Shows format, size, space taken and backing file of a disk image.
 
-  -f, --format FMT      format of the image: qcow2, qed or raw (default: recognised by its first bytes)
+  -f, --format FMT      format of the image: qcow2, qcow, qed or raw (default: recognised by its first bytes)
       --output FORMAT   human (default) or json, with the fields of qemu-img
       --backing-chain   the backing file too, and its backing file, and so on
   -U, --force-share     read although somebody writes to the image; what is shown may be inconsistent

@@ -15,7 +15,7 @@ const HELP = `Usage: imagefs map [-f FMT] [--output=human|json] [--start-offset=
 
 Shows which parts of the disk hold data, and in which file of the backing chain at which offset.
 
-  -f, --format FMT        format of the image: qcow2, qed or raw (default: recognised by its first bytes)
+  -f, --format FMT        format of the image: qcow2, qcow, qed or raw (default: recognised by its first bytes)
       --output FORMAT     human (default): what holds data; or json: everything, with the fields of qemu-img
   -s, --start-offset N    begin at this offset of the disk (default 0); suffixes k, M, G, T, P, E
   -l, --max-length N      show this many bytes at most
