@@ -32,7 +32,8 @@ export class RecordingStorage implements Storage {
 
   write(offset: number, source: Uint8Array, at: number, length: number, event: StorageEvent): void {
     this.below.write(offset, source, at, length, event);
-    this.log.push({ kind: 'write', event, offset, bytes: source.slice(at, at + length) });
+    // Not slice(): that of a Buffer is a view of what the caller goes on to change.
+    this.log.push({ kind: 'write', event, offset, bytes: Uint8Array.from(source.subarray(at, at + length)) });
   }
 
   punch(offset: number, length: number, event: StorageEvent): void {

@@ -113,7 +113,7 @@ export class SnapshotModel {
     return { offset, length };
   }
 
-  private write(): string {
+  write(): string {
     const { offset, length } = this.range();
     const bytes = patternBytes(offset, length, this.tag++);
     this.node.write(offset, bytes, 0, length);

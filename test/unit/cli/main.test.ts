@@ -8,7 +8,7 @@ import { lockImage, WRITER_LOCK } from '../../../src/storage/image-lock';
 import { CraftedImage, temporaryDirectory } from '../formats/qed-bytes';
 
 const BIN = path.join(__dirname, '..', '..', '..', '..', 'bin', 'imagefs');
-const COMMANDS = ['mount', 'umount', 'list', 'create', 'info', 'check', 'map'];
+const COMMANDS = ['mount', 'umount', 'list', 'create', 'info', 'check', 'map', 'snapshot'];
 
 function imagefs(args: string[], cwd?: string) {
   const { status, stdout, stderr } = spawnSync(process.execPath, [BIN, ...args], {
