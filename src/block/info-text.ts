@@ -5,7 +5,7 @@ import { humanSize } from '../units';
 /** The lines of a snapshot table, with its head. */
 export function snapshotLines(snapshots: readonly SnapshotInfo[]): string[] {
   const line = (id: string, tag: string, size: string, date: string, clock: string, icount: string) =>
-    `${id.padEnd(9)} ${tag.padEnd(16)} ${size.padStart(8)}${date.padStart(20)}${clock.padStart(13)}${icount.padStart(11)}`;
+    `${padBytes(id, 9)} ${padBytes(tag, 16)} ${size.padStart(8)}${date.padStart(20)}${clock.padStart(13)}${icount.padStart(11)}`;
   return [
     line('ID', 'TAG', 'VM SIZE', 'DATE', 'VM CLOCK', 'ICOUNT'),
     ...snapshots.map((snapshot) =>
@@ -33,6 +33,11 @@ function valueLines(name: string, value: InfoValue, indent: number): string[] {
   }
   if (typeof value === 'object') return [start, ...specificLines(value, indent + 4)];
   return [`${start} ${value}`];
+}
+
+/** Widths count bytes, as those of qemu-img do. */
+function padBytes(text: string, width: number): string {
+  return text + ' '.repeat(Math.max(0, width - Buffer.byteLength(text)));
 }
 
 function localTime(seconds: number): string {
