@@ -2,9 +2,11 @@
  * The threads of a mount beside the main thread: FUSE workers and the flusher. They are started before the images are open,
  * so that their loading goes on beside it, and wait for their orders.
  */
+import fs from 'node:fs';
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import type { ImageDescriptor } from '../block/open';
+import { waitingWorkers } from '../fuse/kernel/spinner';
 import type { KernelServeOptions } from '../fuse/session';
 import type { ImageFileSystemOptions } from '../vfs/image-filesystem';
 import type { TreePlan } from '../vfs/tree';
@@ -15,6 +17,12 @@ import type { TestingConfig } from './config';
 export const MAIN_THREAD = 0;
 export const FLUSHER_THREAD = 1;
 export const FIRST_WORKER_THREAD = 2;
+/** A crew grows up to this many workers while all of them wait for the host's disk; who asks for more gets them at once. */
+export const WORKERS_MAX = 12;
+
+/** How often the crew looks whether it should grow, ms. */
+const GROW_CHECK_MS = 200;
+const GROW_STEP = 4;
 
 export interface WorkerOrders {
   thread: number;
@@ -39,11 +47,15 @@ export interface FlusherOrders {
 
 export class Crew {
   /** All workers have returned from serving: the mount is gone. */
-  readonly workersEnded: Promise<void>;
+  get workersEnded(): Promise<void> {
+    return this.endOf(this.ends.length);
+  }
   /** Settles when a thread is lost: it has the reason. Never, if all goes well. */
   readonly lost: Promise<string>;
 
   private readonly workers: Worker[];
+  private readonly ends: Promise<void>[];
+  private growing: NodeJS.Timeout | undefined;
   private readonly flusher: Worker;
   private readonly flusherEnded: Promise<void>;
   private readonly bell = new FlusherBell();
@@ -55,7 +67,7 @@ export class Crew {
     });
     this.workers = Array.from({ length: workers }, () => this.startThread('worker'));
     this.flusher = this.startThread('flusher');
-    this.workersEnded = Promise.all(this.workers.map((worker) => this.ended(worker, 'worker'))).then(() => {});
+    this.ends = this.workers.map((worker) => this.ended(worker, 'worker'));
     this.flusherEnded = this.ended(this.flusher, 'flusher');
   }
 
@@ -64,10 +76,39 @@ export class Crew {
   }
 
   serve(orders: Omit<WorkerOrders, 'thread' | 'bell'>): void {
-    this.workers.forEach((worker, index) => {
+    const send = (worker: Worker, index: number) => {
       const thread = FIRST_WORKER_THREAD + index;
       worker.postMessage({ ...orders, thread, bell: this.bell.buffer } satisfies WorkerOrders);
-    });
+    };
+    this.workers.forEach(send);
+    const { spinner } = orders.serve;
+    if (spinner === undefined) return;
+    this.growing = setInterval(() => {
+      for (let more = this.missing(spinner); more > 0; more--) {
+        const worker = this.startThread('worker');
+        this.ends.push(this.ended(worker, 'worker'));
+        send(worker, this.workers.push(worker) - 1);
+      }
+    }, GROW_CHECK_MS);
+    this.growing.unref();
+  }
+
+  /**
+   * Workers to add: some while none waits for a request and half of them sleep in the kernel for the disk. Requests that the
+   * page cache answers keep a few workers busy, and more of them would only take turns on the same processors; requests that
+   * wait for the disk keep as many workers waiting as there are, and the disk could do more at once.
+   */
+  private missing(spinner: SharedArrayBuffer): number {
+    if (this.workers.length >= WORKERS_MAX || waitingWorkers(spinner) > 0) return 0;
+    if (threadsOnDisk() < this.workers.length / 2) return 0;
+    return Math.min(GROW_STEP, WORKERS_MAX - this.workers.length);
+  }
+
+  /** Resolves when all workers have ended, those that were added meanwhile, too. */
+  private async endOf(count: number): Promise<void> {
+    await Promise.all(this.ends.slice(0, count));
+    if (this.ends.length > count) return this.endOf(this.ends.length);
+    clearInterval(this.growing);
   }
 
   flushRegularly(orders: Omit<FlusherOrders, 'bell'>): void {
@@ -94,4 +135,18 @@ export class Crew {
       });
     });
   }
+}
+
+/** Threads of this process in uninterruptible sleep: state D in /proc/PID/task/TID/stat, behind the name in brackets. */
+function threadsOnDisk(): number {
+  let count = 0;
+  for (const tid of fs.readdirSync('/proc/self/task')) {
+    try {
+      const stat = fs.readFileSync(`/proc/self/task/${tid}/stat`, 'latin1');
+      if (stat[stat.lastIndexOf(')') + 2] === 'D') count++;
+    } catch {
+      // The thread ended between the two looks.
+    }
+  }
+  return count;
 }

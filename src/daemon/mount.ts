@@ -17,7 +17,7 @@ import { logOf } from '../log';
 import type { ImageFileSystemOptions } from '../vfs/image-filesystem';
 import { buildTree, type TreePlan } from '../vfs/tree';
 import type { DaemonConfig } from './config';
-import { Crew, FIRST_WORKER_THREAD } from './crew';
+import { Crew, FIRST_WORKER_THREAD, WORKERS_MAX } from './crew';
 import { busyMessage } from './holders';
 import { MountedImages } from './images';
 import type { Journal } from './journal';
@@ -71,7 +71,7 @@ export class LiveMount {
   static async start(config: DaemonConfig, journal: Journal, lastWords: LastWords): Promise<LiveMount> {
     const workers = config.session === 'kernel' ? config.threads : 0;
     const crew = new Crew(workers);
-    const images = MountedImages.open(config, FIRST_WORKER_THREAD + workers);
+    const images = MountedImages.open(config, FIRST_WORKER_THREAD + Math.max(workers, WORKERS_MAX));
     const { plan, letGo } = await serve(config, images, crew);
     const entry = MountTable.read().find(config.mountpoint);
     const say = (message: string): void => journal.say(message);
@@ -195,9 +195,10 @@ async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): P
     return { plan, letGo: session.ended };
   }
   const { mountKernel } = await import('../fuse/kernel/mount');
+  const { createSpinnerMemory } = await import('../fuse/kernel/spinner');
   const deviceFd = mountKernel(options);
   crew.flushRegularly({ images: flushed, deviceFd, testing });
-  const spinner = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
+  const spinner = createSpinnerMemory();
   const serve = { kernelCache, readOnly, spinner };
   crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve, testing });
   return { plan, letGo: crew.workersEnded };

@@ -6,6 +6,9 @@ import type { HostOffset } from './driver';
 
 /** The host file grows in steps of at least this, so that appending costs few system calls; close cuts what is left over. */
 const GROW_STEP = MIB;
+/** Flushes within one step that make the next one be written ahead. */
+const SYNC_HEAVY = 4;
+const ZEROES = new Uint8Array(GROW_STEP);
 
 export class HostEnd {
   constructor(
@@ -15,8 +18,10 @@ export class HostEnd {
   ) {}
 
   /**
-   * Lengths only go up while the image is open, and only under the mutex: no thread's write is ever cut off.
-   * The new part is a hole and reads zero.
+   * Lengths only go up while the image is open, and only under the mutex: no thread's write is ever cut off. The new part
+   * reads zero. It is a hole; but while somebody syncs after every few clusters it is written ahead: into blocks that exist,
+   * fdatasync writes data only, while each new block costs a commit of the host's journal (measured on ext4, a 64 KiB cluster
+   * and a table entry with two syncs: 250-280 us into holes, 215-225 us into zeroes).
    */
   grow(end: HostOffset): void {
     const { state, storage } = this;
@@ -27,7 +32,13 @@ export class HostEnd {
       // A file that ended inside a cluster: nothing valid lies in that part, and it must not show up in a new cluster.
       if (storage.size() > state.hostSize) storage.truncate(state.hostSize, 'cluster-grow');
       const size = alignUp(Math.max(end, state.hostSize + GROW_STEP), this.clusterSize);
-      storage.truncate(size, 'cluster-grow');
+      const flushes = state.flushGate.flushes;
+      if (flushes - state.flushesAtGrowth >= SYNC_HEAVY && size - state.hostSize <= GROW_STEP) {
+        storage.write(state.hostSize, ZEROES, 0, size - state.hostSize, 'cluster-grow');
+      } else {
+        storage.truncate(size, 'cluster-grow');
+      }
+      state.flushesAtGrowth = flushes;
       state.hostSize = size;
       state.markDataDirty();
     } finally {

@@ -35,7 +35,7 @@ export const MAX_REQUEST = 1024 * 1024;
 export interface KernelServeOptions {
   kernelCache: boolean;
   readOnly: boolean;
-  /** One Int32, shared by the workers of a mount: whoever holds it spins for a moment before it sleeps. Absent: every worker may. */
+  /** From `createSpinnerMemory`, the same for all workers of a mount. Absent: this worker stands alone. */
   spinner?: SharedArrayBuffer;
   /** Bits of INIT flags to pretend the kernel does not have; for tests of older kernels. */
   maskInitFlags?: number;

@@ -57,6 +57,11 @@ export class FlushGate {
     }
   }
 
+  /** How many flushes have begun; wraps. */
+  get flushes(): number {
+    return Atomics.load(this.words, this.base + BEGUN);
+  }
+
   /** Wrapping difference: flush numbers may pass 2^31. */
   private reached(wanted: number): boolean {
     return ((Atomics.load(this.words, this.base + DONE) - wanted) | 0) >= 0;

@@ -35,6 +35,7 @@ const HOST_SIZE = 2;
 const DIRTY_SINCE = 3;
 const LAST_ALLOCATION = 4;
 const FORGOTTEN = 5;
+const FLUSHES_AT_GROWTH = 6;
 
 /** First of the format's own numbers, and how many there are. */
 const FORMAT_NUMBERS = 16;
@@ -162,6 +163,14 @@ export class ImageState {
   }
   set hostSize(size: number) {
     this.floats[HOST_SIZE] = size;
+  }
+
+  /** Flushes begun when the host file grew last. Changed under the grow mutex. */
+  get flushesAtGrowth(): number {
+    return this.floats[FLUSHES_AT_GROWTH];
+  }
+  set flushesAtGrowth(count: number) {
+    this.floats[FLUSHES_AT_GROWTH] = count;
   }
 
   /** When the oldest unflushed change was made, milliseconds since the epoch; 0 when all is flushed. */

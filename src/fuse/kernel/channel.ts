@@ -50,6 +50,8 @@ export class Channel {
       length = fs.readSync(this.fd, this.request, 0, REQUEST_BYTES, null);
     } catch (error) {
       return afterFailedRead(error);
+    } finally {
+      this.spinner.done();
     }
     // Not by /dev/fuse, but by whatever else it may be: the other end has closed.
     if (length === 0) return ENDED;

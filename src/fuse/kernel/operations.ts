@@ -89,7 +89,7 @@ export function serveMakeDirectory(channel: Channel, fileSystem: FileSystem, len
 }
 
 export function serveRemoveDirectory(channel: Channel, fileSystem: FileSystem, length: number): void {
-  fileSystem.removeDirectory(channel.u64(IN.NODE), channel.text(IN_HEADER_BYTES, length));
+  fileSystem.removeDirectory(channel.u64(IN.NODE), channel.text(IN_HEADER_BYTES, length), true);
   channel.answer(0);
 }
 

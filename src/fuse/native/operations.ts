@@ -97,7 +97,8 @@ export function operationsOf(fileSystem: FileSystem, readOnly: boolean): Fuse.Op
     rmdir: (path, done) => {
       answer(done, () => {
         const { parent, name } = parentOf(fileSystem, path);
-        fileSystem.removeDirectory(parent, name);
+        // libfuse finds open files by their paths: without the directory's name it could not serve them.
+        fileSystem.removeDirectory(parent, name, false);
         return 0;
       });
     },
