@@ -22,9 +22,9 @@ export const qcow2Format: FormatModule = {
   initState(header, storage, state) {
     const qcow2 = asQcow2(header);
     state.virtualSize = header.virtualSize;
-    // The last cluster of a file may be cut; nothing else is ever placed into its rest.
-    state.hostSize = storage.size();
-    state.fileEnd = alignUp(state.hostSize, header.clusterSize);
+    // The last cluster of a file may be cut; its rest belongs to it, so growing must not take what is written there for a tail.
+    state.fileEnd = alignUp(storage.size(), header.clusterSize);
+    state.hostSize = state.fileEnd;
     state.needCheck = header.dirty ? NEED_CHECK_SET : NEED_CHECK_CLEAR;
     new Qcow2State(state).init(qcow2);
   },
