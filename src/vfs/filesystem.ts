@@ -134,7 +134,8 @@ export interface FileSystem {
    * @returns the inode number of the new directory
    */
   makeDirectory(parent: number, name: string): number;
-  removeDirectory(parent: number, name: string): void;
+  /** @param mayBeOpen those who have files in it open go on reading them; false: EBUSY while there are any */
+  removeDirectory(parent: number, name: string, mayBeOpen: boolean): void;
   /** Never replaces anything. */
   rename(parent: number, name: string, newParent: number, newName: string): void;
 }

@@ -21,7 +21,7 @@ import type {
 import { FileError } from './filesystem';
 import type { SnapshotFolder } from './snapshot-folder';
 import { BLOCK_SNAPSHOTS, type SnapshotSource } from './snapshot-source';
-import { SnapshotTree } from './snapshot-tree';
+import { type MakeFile, SnapshotTree } from './snapshot-tree';
 import { TextFile } from './text-file';
 import { textContent } from './texts';
 import { clockOf, type FilePlan, type NodeReference, ROOT_INO, type TreePlan, TreeState } from './tree';
@@ -89,8 +89,8 @@ class ImageFileSystem implements FileSystem {
     const { uid, gid, readOnly, growable } = options;
     this.hostPath = plan.hostPath;
     this.readOnly = readOnly;
-    const make = (file: FilePlan, node: BlockNode | undefined, facts: FileFacts, opens?: Int32Array): VirtualFile => {
-      if (file.kind === 'text') return new TextFile(facts, textContent(file.text, node), state.openTexts);
+    const make: MakeFile = (file, node, facts, { live, opens } = {}) => {
+      if (file.kind === 'text') return new TextFile(facts, textContent(file.text, node, live), state.openTexts);
       assert.ok(file.kind === 'disk' && node !== undefined, 'a disk has a node');
       return new DiskFile(node, facts, { writable: file.writable && !readOnly, growable, opens });
     };
@@ -110,7 +110,7 @@ class ImageFileSystem implements FileSystem {
       if (file?.kind === 'disk') {
         const { node } = file;
         const opens = node.layer === 0 ? this.snapshots.liveOpens(node.image) : undefined;
-        return make(file, nodeOf(nodes, node), factsOf(ino, file), opens);
+        return make(file, nodeOf(nodes, node), factsOf(ino, file), { opens });
       }
       if (file?.kind !== 'text') return undefined;
       const node = file.text.of === 'error' ? undefined : nodeOf(nodes, file.text.node);
@@ -148,8 +148,8 @@ class ImageFileSystem implements FileSystem {
     return this.snapshots.inoOf(this.changeable(parent).take(name));
   }
 
-  removeDirectory(parent: number, name: string): void {
-    this.changeable(parent).remove(name);
+  removeDirectory(parent: number, name: string, mayBeOpen: boolean): void {
+    this.changeable(parent).remove(name, mayBeOpen);
   }
 
   rename(parent: number, name: string, newParent: number, newName: string): void {

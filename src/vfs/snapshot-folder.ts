@@ -93,13 +93,18 @@ export class SnapshotFolder {
     });
   }
 
-  /** `rmdir`: the name goes at once; the clusters go when nobody has the files open any more. */
-  remove(name: string): void {
+  /**
+   * `rmdir`: the name goes at once; the clusters go when nobody has the files open any more.
+   * @param mayBeOpen false: EBUSY while somebody has
+   */
+  remove(name: string, mayBeOpen: boolean): void {
     this.change(() => {
       const view = this.find(name);
       const pinned = this.slots.table.with(() => {
+        const isPinned = this.slots.isPinned(view.slot);
+        if (isPinned && !mayBeOpen) throw new FileError('EBUSY', `Snapshot ${view.info.id} is open`);
         this.slots.doom(view.slot);
-        return this.slots.isPinned(view.slot);
+        return isPinned;
       });
       if (pinned) log('snapshot %s is in use: deleted when it is let go', view.info.id);
       else this.dispose(view);

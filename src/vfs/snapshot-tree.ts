@@ -26,9 +26,20 @@ const REVERT = 5;
 /** Nobody but the owner, who can only write. */
 const REVERT_MODE = 0o200;
 
-/** How the files of the thread are made: those of the plan and those of snapshots by the same code. */
+/**
+ * Makes a file of this thread: one of the plan or of a snapshot.
+ * @param live for a snapshot: the node of its image
+ * @param opens see `DiskOptions`
+ */
+export type MakeFile = (
+  file: FilePlan,
+  node: BlockNode | undefined,
+  facts: FileFacts,
+  more?: { live?: BlockNode; opens?: Int32Array },
+) => VirtualFile;
+
 export interface FileMaker {
-  make(file: FilePlan, node: BlockNode, facts: FileFacts): VirtualFile;
+  make: MakeFile;
   uid: number;
   gid: number;
   source: SnapshotSource;
@@ -213,7 +224,7 @@ export class SnapshotTree {
     const planned = viewFiles({ node, mode, clock: 0, writable: false, map: 'chain-map', snapshot: info });
     const file = planned.find(({ name }) => name === NAMES[place])?.file;
     assert.ok(file !== undefined, 'every view has these files');
-    return this.maker.make(file, this.nodeOf(view), facts);
+    return this.maker.make(file, this.nodeOf(view), facts, { live: folder.node });
   }
 
   /** Opened for this thread when its first file is made; its three files share it. */

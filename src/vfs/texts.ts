@@ -1,8 +1,10 @@
 /** What the `.json` files say. The words are those of qemu-img and QMP; the formatting is qemu-img's: four spaces, one map entry a line. */
 import * as assert from 'node:assert';
-import { imageInfo } from '../block/info';
+import { imageInfo, infoOf } from '../block/info';
 import { layerMapEntries, mapEntries } from '../block/map-entries';
 import type { BlockNode } from '../block/node';
+import { descriptionOf, imageHeaderOf } from '../block/open';
+import type { FormatDescription } from '../formats/format';
 import type { SnapshotInfo } from './snapshot-source';
 import type { TextPlan } from './tree';
 
@@ -19,8 +21,11 @@ export interface TextContent {
   chunks(): Iterable<string>;
 }
 
-/** @param node the node that the plan names; absent for error.json */
-export function textContent(text: TextPlan, node: BlockNode | undefined): TextContent {
+/**
+ * @param node the node that the plan names; absent for error.json
+ * @param live for a snapshot: the node of its image
+ */
+export function textContent(text: TextPlan, node: BlockNode | undefined, live?: BlockNode): TextContent {
   if (text.of === 'error') {
     const { filename, code, message } = text;
     return { name: 'error.json', cheap: true, live: false, chunks: () => [indented({ filename, code, message })] };
@@ -31,7 +36,12 @@ export function textContent(text: TextPlan, node: BlockNode | undefined): TextCo
       return { name: 'info.json', cheap: true, live: false, chunks: () => [indented(imageInfo(node))] };
     case 'snapshot-info': {
       const { snapshot } = text;
-      return { name: 'info.json', cheap: true, live: false, chunks: () => [indented(snapshotInfo(node, snapshot))] };
+      return {
+        name: 'info.json',
+        cheap: true,
+        live: false,
+        chunks: () => [indented(snapshotInfo(node, snapshot, live))],
+      };
     }
     case 'stats':
       return { name: 'stats.json', cheap: true, live: true, chunks: () => [indented(deviceStatistics(node))] };
@@ -42,8 +52,20 @@ export function textContent(text: TextPlan, node: BlockNode | undefined): TextCo
   }
 }
 
+/** What a format says of an image beside its header; kept, for with many snapshots it takes long to make. */
+const specifics = new WeakMap<BlockNode, FormatDescription>();
+
+function specificOf(live: BlockNode): FormatDescription {
+  let known = specifics.get(live);
+  if (known === undefined) {
+    known = { specific: descriptionOf(live).specific };
+    specifics.set(live, known);
+  }
+  return known;
+}
+
 /** As of an image, with this snapshot as the only one in the list. */
-function snapshotInfo(node: BlockNode, snapshot: SnapshotInfo): object {
+function snapshotInfo(node: BlockNode, snapshot: SnapshotInfo, live: BlockNode = node): object {
   const { icount, vmClockNsec, name, dateSec, dateNsec, id, vmStateSize } = snapshot;
   const vmClockSec = Math.floor(vmClockNsec / NANOSECONDS);
   const words = {
@@ -56,7 +78,13 @@ function snapshotInfo(node: BlockNode, snapshot: SnapshotInfo): object {
     id,
     'vm-state-size': vmStateSize,
   };
-  return { ...imageInfo(node), snapshots: [words] };
+  return infoOf({
+    path: node.path,
+    header: imageHeaderOf(node),
+    virtualSize: node.size(),
+    actualSize: node.allocatedBytes(),
+    description: { ...specificOf(live), snapshots: [words] },
+  });
 }
 
 function mapContent(entries: () => Iterable<object>): TextContent {

@@ -33,7 +33,7 @@ test('removeDirectory() deletes a snapshot; its number is nobody’s any more, e
   const ino = fileSystem.makeDirectory(folder, 'x');
   const disk = other.lookup(ino, 'disk');
   t.is(other.attributes(disk).ino, disk);
-  other.removeDirectory(folder, 'x');
+  other.removeDirectory(folder, 'x', true);
   t.deepEqual(source.ids, ['1']);
   const again = fileSystem.makeDirectory(folder, 'x');
   t.deepEqual(source.ids, ['1', '2']);
@@ -61,7 +61,7 @@ test('inode numbers mean the same snapshot in every thread, whatever happens in 
     const acting = threads[(step * 7) % 3];
     const names = namesIn(acting, folder);
     if (step % 5 < 3) acting.makeDirectory(folder, `s${step}`);
-    else if (names.length > 0) acting.removeDirectory(folder, names[(step * 13) % names.length]);
+    else if (names.length > 0) acting.removeDirectory(folder, names[(step * 13) % names.length], true);
     const lists = threads.map((thread) => thread.list(folder).map(({ name, ino }) => `${ino} ${name}`));
     t.deepEqual(lists[1], lists[0]);
     t.deepEqual(lists[2], lists[0]);
@@ -80,7 +80,13 @@ test('a deleted snapshot is read to the end by those who have it open, in any th
   const vmState = walk(other, 'snapshots/s/vmstate');
   const { handle } = fileSystem.open(disk, READ);
   const { handle: second } = other.open(vmState, READ);
-  fileSystem.removeDirectory(folder, 's');
+  t.is(
+    codeOf(() => fileSystem.removeDirectory(folder, 's', false)),
+    'EBUSY',
+    'for sessions that cannot serve a file without a name',
+  );
+  t.deepEqual(namesIn(other, folder), ['s']);
+  fileSystem.removeDirectory(folder, 's', true);
   const late = another();
   for (const each of [fileSystem, other, late]) {
     t.deepEqual(namesIn(each, folder), []);
@@ -112,7 +118,7 @@ test('a name is free as soon as it is removed, though somebody still reads what 
   const { fileSystem, folder, live, another } = mountSnapshots((made) => made.add('s'));
   const disk = walk(fileSystem, 'snapshots/s/disk');
   const { handle } = fileSystem.open(disk, READ);
-  fileSystem.removeDirectory(folder, 's');
+  fileSystem.removeDirectory(folder, 's', true);
   live.write(0, pattern(CLUSTER, 7), 0, CLUSTER);
   another().makeDirectory(folder, 's');
   t.deepEqual(namesIn(fileSystem, folder), ['s']);
@@ -126,7 +132,7 @@ test('a text of a snapshot stays readable and is released after the snapshot has
   const { fileSystem, folder, source } = mountSnapshots((made) => made.add('s'));
   const map = walk(fileSystem, 'snapshots/s/map.json');
   const { handle } = fileSystem.open(map, READ);
-  fileSystem.removeDirectory(folder, 's');
+  fileSystem.removeDirectory(folder, 's', true);
   const target = Buffer.alloc(1000);
   t.true(fileSystem.read(map, handle, 0, target, 0, 1000) > 10);
   fileSystem.release(map, handle);
@@ -138,14 +144,14 @@ test('a snapshot that cannot be deleted keeps its name', (t) => {
   const other = another();
   source.failing = { call: 'remove', error: new BlockError('IO', 'no') };
   t.is(
-    codeOf(() => fileSystem.removeDirectory(folder, 's')),
+    codeOf(() => fileSystem.removeDirectory(folder, 's', true)),
     'IO',
   );
   t.deepEqual(namesIn(other, folder), ['s']);
 
   const disk = walk(fileSystem, 'snapshots/s/disk');
   const { handle } = fileSystem.open(disk, READ);
-  fileSystem.removeDirectory(folder, 's');
+  fileSystem.removeDirectory(folder, 's', true);
   other.makeDirectory(folder, 's');
   source.failing = { call: 'remove', error: new BlockError('IO', 'no') };
   t.notThrows(() => fileSystem.release(disk, handle));
@@ -159,7 +165,7 @@ test('finishSnapshots() deletes what was kept for handles that nobody released',
     made.add('b');
   });
   fileSystem.open(walk(fileSystem, 'snapshots/a/disk'), READ);
-  fileSystem.removeDirectory(folder, 'a');
+  fileSystem.removeDirectory(folder, 'a', true);
   t.deepEqual(source.ids, ['1', '2']);
   finishSnapshots(plan, [live], { source });
   t.deepEqual(source.ids, ['2']);
@@ -240,7 +246,7 @@ test('directories are made and removed nowhere else', (t) => {
   for (const ino of inos) {
     const attempts = [
       () => fileSystem.makeDirectory(ino, 'x'),
-      () => fileSystem.removeDirectory(ino, 'layers'),
+      () => fileSystem.removeDirectory(ino, 'layers', true),
       () => fileSystem.rename(ino, 'disk', folder, 'x'),
     ];
     t.deepEqual(
@@ -265,7 +271,7 @@ test('on a read-only mount, and of a read-only image, snapshots do not change', 
     const { fileSystem, folder, source } = mountSnapshots((made) => made.add('s'), options);
     for (const attempt of [
       () => fileSystem.makeDirectory(folder, 'x'),
-      () => fileSystem.removeDirectory(folder, 's'),
+      () => fileSystem.removeDirectory(folder, 's', true),
       () => fileSystem.rename(folder, 's', folder, 't'),
     ]) {
       t.is(codeOf(attempt), 'EROFS');
@@ -335,7 +341,7 @@ test('.revert of a snapshot that has been deleted meanwhile, or of a read-only i
   const { fileSystem, folder, source } = mountSnapshots((made) => made.add('s'));
   const ino = walk(fileSystem, 'snapshots/s/.revert');
   const { handle } = fileSystem.open(ino, WRITE);
-  fileSystem.removeDirectory(folder, 's');
+  fileSystem.removeDirectory(folder, 's', true);
   t.is(
     codeOf(() => fileSystem.write(ino, handle, 0, Buffer.from('now'), 0, 3, false)),
     'ENOENT',

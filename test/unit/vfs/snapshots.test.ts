@@ -187,7 +187,7 @@ test('a name that was given stays, though the one that had it first goes', (t) =
   });
   const other = another();
   t.deepEqual(namesIn(other, folder), ['a', 'a~2']);
-  fileSystem.removeDirectory(folder, 'a');
+  fileSystem.removeDirectory(folder, 'a', true);
   t.deepEqual(namesIn(fileSystem, folder), ['a~2']);
   t.deepEqual(namesIn(other, folder), ['a~2']);
   t.deepEqual(namesIn(another(), folder), ['a~2']);
