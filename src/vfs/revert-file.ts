@@ -1,6 +1,6 @@
 /**
  * `snapshots/NAME/.revert`: writing `now` to it makes the disk what the snapshot is; `force` does so even while the disk is open. No listing
- * shows it, so that nothing which copies or walks the tree meets it (docs/adr/0010).
+ * shows it, so that nothing which copies or walks the tree meets it (docs/adr/0011).
  */
 import { type FileAttributes, FileError, type OpenedFile } from './filesystem';
 import { attributesOf, DEFAULT_BLOCK_SIZE, type FileFacts, type VirtualFile } from './virtual-file';

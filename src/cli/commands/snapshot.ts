@@ -1,4 +1,4 @@
-/** `imagefs snapshot`: internal snapshots of an image that is not mounted, with the words of `qemu-img snapshot`. */
+/** `imagefs snapshot`: internal snapshots of an image, with the words of `qemu-img snapshot`. One that is mounted is changed through the mount. */
 import { snapshotLines } from '../../block/info-text';
 import type { BlockNode } from '../../block/node';
 import { openImage } from '../../block/open';
@@ -10,7 +10,9 @@ import {
   supportsSnapshots,
   takeSnapshot,
 } from '../../block/snapshots';
+import { LiveImage } from '../../daemon/live-snapshots';
 import { BlockError } from '../../errors';
+import type { SnapshotInfo as Listed } from '../../formats/format';
 import { createTableCache } from '../../shared/table-cache';
 import { MIB } from '../../units';
 import { parseWords } from '../args';
@@ -18,15 +20,16 @@ import { type Command, UsageError } from '../command';
 import { onlyFile, withImageFile } from '../image-file';
 import { printLine } from '../output';
 
-const HELP = `Usage: imagefs snapshot [-l [-U] | -c NAME | -a NAME | -d NAME] [-q] FILE
+const HELP = `Usage: imagefs snapshot [-l [-U] | -c NAME | -a NAME [--force] | -d NAME] [-q] FILE
 
-Shows, takes, applies and deletes the internal snapshots of a qcow2 image that is not mounted. On a mounted one,
-"mkdir", "rmdir" and "mv" in MOUNTPOINT/snapshots do it.
+Shows, takes, applies and deletes the internal snapshots of a qcow2 image. One that imagefs has mounted stays mounted:
+this does there what "mkdir" and "rmdir" in MOUNTPOINT/snapshots do.
 
   -l            list the snapshots (default)
   -c NAME       take one: what the disk holds now
   -a NAME       apply one: the disk becomes what it was; what it holds now is lost. A name, or an id
   -d NAME       delete the first one of this name
+      --force   with -a: although somebody has the disk of the mount open, and will see it change
   -q            print nothing but errors and the list
   -U, --force-share   list although somebody writes to the image; what is shown may be inconsistent
       --debug   show where an error comes from
@@ -48,6 +51,7 @@ function run(args: string[]): number {
     delete: { type: 'string', short: 'd', multiple: true },
     quiet: { type: 'boolean', short: 'q' },
     'force-share': { type: 'boolean', short: 'U' },
+    force: { type: 'boolean' },
     'image-opts': { type: 'boolean' },
     debug: { type: 'boolean' },
   });
@@ -59,22 +63,40 @@ function run(args: string[]): number {
   const path = onlyFile(positionals);
   const action: Action = actions[0] ?? { kind: 'list' };
   const forceShare = values['force-share'] === true;
+  const force = values.force === true;
+  if (force && action.kind !== 'apply') throw new UsageError('--force goes with -a');
   if (action.kind === 'list') list(path, forceShare);
   else if (forceShare) throw new UsageError('-U goes with -l: a change needs the image for itself');
-  else change(path, action.kind, action.name);
+  else change(path, action.kind, action.name, force);
   return 0;
 }
 
 function list(path: string, forceShare: boolean): void {
+  const live = forceShare ? undefined : LiveImage.find(path);
+  if (live !== undefined) {
+    const snapshots = live.list();
+    if (snapshots.length > 0) printSnapshots(snapshots);
+    return;
+  }
   withImageFile(path, { format: undefined, readOnly: true, forceShare }, ({ module, header, storage }) => {
     const { snapshots } = module.describe?.(header, storage) ?? {};
-    if (snapshots === undefined) return;
-    printLine('Snapshot list:');
-    for (const line of snapshotLines(snapshots)) printLine(line);
+    if (snapshots !== undefined) printSnapshots(snapshots);
   });
 }
 
-function change(path: string, kind: 'create' | 'apply' | 'delete', name: string): void {
+function printSnapshots(snapshots: Listed[]): void {
+  printLine('Snapshot list:');
+  for (const line of snapshotLines(snapshots)) printLine(line);
+}
+
+function change(path: string, kind: 'create' | 'apply' | 'delete', name: string, force: boolean): void {
+  const live = LiveImage.find(path);
+  if (live !== undefined) {
+    if (kind === 'create') attempt(`create snapshot '${name}'`, () => live.take(name));
+    else if (kind === 'apply') attempt(`apply snapshot '${name}'`, () => live.revert(name, force));
+    else attempt(`delete snapshot '${name}'`, () => live.remove(name));
+    return;
+  }
   const image = openWritable(path);
   let failure: unknown;
   try {

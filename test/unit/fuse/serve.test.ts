@@ -191,6 +191,25 @@ test.serial('what would change the tree gets EPERM, on a read-only mount EROFS',
   }
 });
 
+test.serial('RENAME2 knows no flag but NOREPLACE', async (t) => {
+  const loop = await startLoop(t);
+  const flagged = (flags: number): Buffer => {
+    const body = Buffer.alloc(64);
+    body.writeUInt32LE(flags, 8);
+    return body;
+  };
+  for (const [flags, errno] of [
+    [0, EPERM],
+    [1, EPERM],
+    [2, EINVAL],
+    [3, EINVAL],
+    [4, EINVAL],
+    [0x80000000, EINVAL],
+  ]) {
+    t.is((await loop.ask(OPCODE.RENAME2, flagged(flags))).error, -errno, String(flags));
+  }
+});
+
 test.serial('INIT of an ancient kernel is refused, of a modern one answered with 64 bytes', async (t) => {
   const loop = await startLoop(t);
   const init = (major: number, minor: number): Buffer => {
