@@ -30,9 +30,15 @@ export function checkQcowTables(storage: Storage): CheckResult {
     storage.read(offset, bytes, 0, length);
     return bytes;
   };
+  /** Those that are not 0, with their index: tests look at thousands of tables, nearly empty ones. */
   const entries = (offset: number, length: number) => {
     const bytes = read(offset, length);
-    return Array.from({ length: length / 8 }, (_, index) => bytes.readBigUInt64BE(index * 8));
+    const found: [number, bigint][] = [];
+    for (let at = 0; at < length; at += 8) {
+      if (bytes.readUInt32BE(at) !== 0 || bytes.readUInt32BE(at + 4) !== 0)
+        found.push([at / 8, bytes.readBigUInt64BE(at)]);
+    }
+    return found;
   };
 
   const l1Bytes = qcowL1Bytes(header, header.virtualSize);
@@ -42,11 +48,9 @@ export function checkQcowTables(storage: Storage): CheckResult {
     used.set(at, 'L1 table');
   }
   const streams: number[] = [];
-  for (const [index, table] of entries(l1TableOffset, l1Bytes).entries()) {
-    if (table === 0n) continue;
+  for (const [index, table] of entries(l1TableOffset, l1Bytes)) {
     claim(Number(table), 2 ** header.l2Bits * 8, `L2 table ${index}`);
-    for (const [inTable, entry] of entries(Number(table), 2 ** header.l2Bits * 8).entries()) {
-      if (entry === 0n) continue;
+    for (const [inTable, entry] of entries(Number(table), 2 ** header.l2Bits * 8)) {
       if (entry >= COMPRESSED) {
         compressed++;
         const bits = BigInt(63 - clusterBits);
@@ -61,8 +65,9 @@ export function checkQcowTables(storage: Storage): CheckResult {
       used.set(at, 'stream');
     }
   }
+  const zeroes = Buffer.alloc(clusterSize);
   for (let at = 0; at < size; at += clusterSize) {
-    if (!used.has(at) && read(at, clusterSize).some((byte) => byte !== 0)) leaks++;
+    if (!used.has(at) && !read(at, clusterSize).equals(zeroes)) leaks++;
   }
   return {
     checkErrors: 0,
