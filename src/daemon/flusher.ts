@@ -18,7 +18,12 @@ function run(orders: FlusherOrders): void {
   const bell = new FlusherBell(orders.bell);
   const { deviceFd } = orders;
   const forget = (ino: number): void => {
-    if (deviceFd !== undefined) invalidateInode(deviceFd, ino);
+    try {
+      if (deviceFd !== undefined) invalidateInode(deviceFd, ino);
+    } catch (error) {
+      // Somebody may see old pages for a while; that is no reason to end.
+      log('inode %d: %O', ino, error);
+    }
   };
   log('flusher looks after %d images', nodes.length);
   while (!bell.stopped) {

@@ -7,8 +7,9 @@ import { probeImage } from '../../src/block/open';
 import type { Qcow2Header } from '../../src/formats/qcow2/layout';
 import { encodeSnapshotTable, readSnapshotTable } from '../../src/formats/qcow2/snapshot-table';
 import { FileStorage } from '../../src/storage/file';
+import { isAlive } from '../../src/system/process';
 import { alignUp, MIB } from '../../src/units';
-import { until, workspace } from '../mount/cli';
+import { isRoot, mount as mountOnly, required, until, workspace } from '../mount/cli';
 import { mount, noise, onBothSessions, program, random, sameBytes, standAloneImage, succeed } from './disk-mount';
 import { convertedSnapshot, leaveSound, put, qcow2, qemuIsHere, qemuWrites, SIZE, snapshotsIn } from './snapshot-mount';
 
@@ -161,6 +162,27 @@ test.serial(
   },
 );
 
+test.serial('a snapshot that was deleted while it was read goes with the mount, though nobody closed it', async (t) => {
+  if (!(await qemuIsHere(t))) return;
+  if (!required(t, isRoot(), 'only root may cut the connection of a mount')) return;
+  const image = await qcow2(t, workspace(t));
+  const mountpoint = workspace(t);
+  const { pid } = await mountOnly(t, [image, mountpoint]);
+  const mounted = { mountpoint, disk: path.join(mountpoint, 'disk'), unmount: async () => {} };
+  const { at } = snapshotsIn(mounted);
+  put(mounted.disk, noise(MIB, 1), 0);
+  fs.mkdirSync(at('kept'));
+  fs.mkdirSync(at('gone'));
+  const fd = fs.openSync(at('gone', 'disk'), 'r');
+  fs.rmdirSync(at('gone'));
+  // Busy, so it stays; but the kernel lets the daemon go and tells it of no file that is closed.
+  await program('umount', ['-f', mountpoint]);
+  await until(t, 'the end of the daemon', () => !isAlive(pid));
+  t.throws(() => fs.closeSync(fd), { code: 'ENOTCONN' });
+  await succeed(t, 'umount', ['-l', mountpoint]);
+  await leaveSound(t, mounted, image, ['kept']);
+});
+
 test.serial('the native session refuses to delete a snapshot that is read', async (t) => {
   if (!(await qemuIsHere(t))) return;
   const image = await qcow2(t, workspace(t));
@@ -214,10 +236,12 @@ onBothSessions(
       for (; busy; writes++) await writeSome(1000 + writes);
       return writes;
     })();
+    const inos = new Set<number>();
     const comer = (async () => {
       let rounds = 0;
       for (; busy; rounds++) {
         await fs.promises.mkdir(at(`passing${rounds}`));
+        inos.add((await fs.promises.stat(at(`passing${rounds}`, 'disk'))).ino);
         if (rounds > 0) await fs.promises.rmdir(at(`passing${rounds - 1}`));
       }
       await fs.promises.rmdir(at(`passing${rounds - 1}`));
@@ -231,7 +255,9 @@ onBothSessions(
     };
     await Promise.all([verify(0), verify(1)]);
     busy = false;
-    t.log(`${await writer} writes, ${await comer} snapshots came and went`);
+    const rounds = await comer;
+    t.log(`${await writer} writes, ${rounds} snapshots came and went`);
+    t.is(inos.size, rounds, 'no number was given twice, though the image gives ids out again');
     await disk.close();
     sameBytes(t, fs.readFileSync(mounted.disk), shadow, 'the live disk');
     t.is(names().length, 20);
