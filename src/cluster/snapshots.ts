@@ -1,6 +1,7 @@
 /** Internal snapshots of an image with tables: reading them as layers, and changing their list while others use the image. */
 import { BlockError } from '../errors';
-import type { OpenedSnapshot, SnapshotDriver, SnapshotEngine, SnapshotInfo } from '../formats/snapshots';
+import type { OpenedSnapshot, SnapshotDriver } from '../formats/driver';
+import type { SnapshotEngine, SnapshotInfo } from '../formats/snapshots';
 import { logOf } from '../log';
 import { ClusterLayer } from './cluster-layer';
 import { refuseAfterFailure } from './flush';

@@ -9,7 +9,7 @@
 import type { ImageState } from '../shared/image-state';
 import type { TableSlice } from '../shared/table-cache';
 import type { Storage } from '../storage/storage';
-import type { SnapshotDriver } from './snapshots';
+import type { SnapshotEngine, SnapshotInfo } from './snapshots';
 
 /** Byte position on the disk as the guest sees it. */
 export type GuestOffset = number;
@@ -144,4 +144,29 @@ export interface FormatDriver {
 
   /** Internal snapshots; absent where the format, or this image, cannot have any. */
   readonly snapshots?: SnapshotDriver;
+}
+
+/** One snapshot, to read in this thread. */
+export interface OpenedSnapshot {
+  readonly info: SnapshotInfo;
+  readonly driver: FormatDriver;
+  /** Where the VM state begins in the driver's tables. */
+  readonly vmStateOffset: GuestOffset;
+  /** False when it was deleted since. Ask it inside a request of this thread, so that the answer stays true until its end. */
+  exists(): boolean;
+}
+
+/**
+ * `list` and `open` are called inside a request of this thread, so that nothing which they read is freed meanwhile. The
+ * others are called with the resize mutex held, no lock, and, but for `rename`, no request of any thread in flight: what is
+ * in memory is in the file then. After a failure the image is as it was before, at the most with leaks.
+ */
+export interface SnapshotDriver {
+  list(): SnapshotInfo[];
+  /** @returns undefined when there is none with this id */
+  open(id: string): OpenedSnapshot | undefined;
+  take(name: string, engine: SnapshotEngine): SnapshotInfo;
+  remove(id: string, engine: SnapshotEngine): void;
+  rename(id: string, name: string, engine: SnapshotEngine): void;
+  revert(id: string, engine: SnapshotEngine): void;
 }

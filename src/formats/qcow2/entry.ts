@@ -32,6 +32,11 @@ export function isCopied(high: number): boolean {
   return (high & COPIED) !== 0;
 }
 
+/** First byte of an entry (the highest on disk) with the copied flag as given. */
+export function withCopied(byte: number, copied: boolean): number {
+  return copied ? byte | 0x80 : byte & 0x7f;
+}
+
 export function isCompressed(high: number): boolean {
   return (high & COMPRESSED) !== 0;
 }

@@ -9,7 +9,7 @@ import type { ImageState } from '../../shared/image-state';
 import type { TableSlice } from '../../shared/table-cache';
 import type { Storage, StorageEvent } from '../../storage/storage';
 import type { SnapshotEngine } from '../snapshots';
-import { isCompressed, isCopied, offsetOf } from './entry';
+import { isCompressed, isCopied, offsetOf, withCopied } from './entry';
 import type { Qcow2Header } from './layout';
 import type { Refcounts } from './refcounts';
 import type { ClusterRun, TableTree } from './table-tree';
@@ -124,7 +124,7 @@ export class References {
         const copied = copiedOf(host / clusterSize);
         if (typeof copied === 'object') return copied;
         if (copied === isCopied(high)) continue;
-        bytes[at] = copied ? bytes[at] | 0x80 : bytes[at] & 0x7f;
+        bytes[at] = withCopied(bytes[at], copied);
         changed[Math.floor(at / SECTOR)] = true;
       }
       return undefined;

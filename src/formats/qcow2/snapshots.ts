@@ -1,7 +1,8 @@
 /** The internal snapshots of an open qcow2 image: this thread's copy of their table, and how it changes. */
 import { BlockError } from '../../errors';
 import type { TableCache } from '../../shared/table-cache';
-import type { OpenedSnapshot, SnapshotDriver, SnapshotEngine, SnapshotInfo } from '../snapshots';
+import type { OpenedSnapshot, SnapshotDriver } from '../driver';
+import type { SnapshotEngine, SnapshotInfo } from '../snapshots';
 import type { Qcow2Header } from './layout';
 import { type KnownSnapshots, SnapshotChanges, type SnapshotParts } from './snapshot-changes';
 import { Qcow2SnapshotDriver, vmStateOffset } from './snapshot-driver';
