@@ -1,10 +1,10 @@
 import * as fs from 'node:fs';
 import test, { type ExecutionContext } from 'ava';
 import { BlockError } from '../../../src/errors';
+import { CHECK_MESSAGES_MAX } from '../../../src/formats/check-messages';
 import type { CheckResult, RepairMode } from '../../../src/formats/format';
 import { checkQed } from '../../../src/formats/qed/check';
 import { readQedHeader } from '../../../src/formats/qed/header';
-import { CHECK_MESSAGES_MAX } from '../../../src/formats/check-messages';
 import { FaultyStorage } from '../../../src/storage/faulty';
 import { CraftedImage } from './qed-bytes';
 
