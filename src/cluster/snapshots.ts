@@ -17,7 +17,7 @@ export class SnapshotLayer extends ClusterLayer {
 
   /** @param below of the live disk; absent for the VM state, which has nothing below it */
   constructor(
-    live: ClusterLayer,
+    private readonly live: ClusterLayer,
     private readonly opened: OpenedSnapshot,
     below: Below | undefined,
   ) {
@@ -36,6 +36,11 @@ export class SnapshotLayer extends ClusterLayer {
 
   override read(guest: number, target: Uint8Array, at: number, length: number): void {
     this.guarded(() => this.readRuns(guest, target, at, length));
+  }
+
+  /** Whoever finds no room in the cache flushes the image: by the live disk, whose driver knows how to free what was dropped. */
+  override flush(): void {
+    this.live.flush();
   }
 
   override status(guest: number, maxLength: number): LayerStatus {

@@ -332,7 +332,9 @@ export class Qcow2Driver implements FormatDriver {
           if (typeof left === 'object') return left;
           if (left > 0) continue;
           refcounts.forgetTables(offset + done * clusterSize);
-          refcounts.addFree(offset + done * clusterSize, clusterSize);
+          // Counted down by somebody else meanwhile, so that nobody has cleaned it: only the search may find it.
+          if (counts < 0) refcounts.addFree(offset + done * clusterSize, clusterSize);
+          else refcounts.searchAgain(first);
         }
         return 0;
       });

@@ -11,7 +11,7 @@ import type { Storage } from '../../storage/storage';
 import { alignUp, divCeil } from '../../units';
 import type { HostEnd } from '../host-end';
 import { highOf, lowOf, swap } from './entry';
-import { encodeQcow2Fields } from './header';
+import { HeaderWriter } from './header-writer';
 import { l1EntriesFor, type Qcow2Header, REFCOUNT_TABLE_MAX_BYTES } from './layout';
 import { setCount } from './refcount-codec';
 import type { Refcounts } from './refcounts';
@@ -32,6 +32,8 @@ interface Area {
 }
 
 export class Growth {
+  private readonly headerWriter: HeaderWriter;
+
   constructor(
     private readonly header: Qcow2Header,
     private readonly storage: Storage,
@@ -41,7 +43,9 @@ export class Growth {
     private readonly cache: TableCache,
     private readonly imageId: number,
     private readonly hostEnd: HostEnd,
-  ) {}
+  ) {
+    this.headerWriter = new HeaderWriter(header, storage, state, own);
+  }
 
   /** Adds the refcount block that an allocation ran out at. @returns the slice to load first, after which it is called again */
   addWantedBlock(): TableSlice | undefined {
@@ -119,21 +123,9 @@ export class Growth {
     return 'flush';
   }
 
-  /**
-   * Lets the header on disk say `fields`; what was written before is durable first, the header is on return. Then the
-   * memory may follow. A failed sync is final.
-   */
+  /** As `HeaderWriter.publish`. */
   publishHeader(fields: Partial<Qcow2Header>): void {
-    const { own, state } = this;
-    this.sync('flush-data');
-    const header = own.current(this.header, { dirty: false, virtualSize: state.virtualSize });
-    try {
-      this.writeFields({ ...header, ...fields });
-    } catch (error) {
-      this.restoreHeader(header);
-      throw error;
-    }
-    this.sync('flush-header');
+    this.headerWriter.publish(fields);
   }
 
   /**
@@ -161,22 +153,6 @@ export class Growth {
     return offset;
   }
 
-  private writeFields(header: Qcow2Header): void {
-    const bytes = encodeQcow2Fields(header);
-    this.storage.write(0, bytes, 0, bytes.length, 'header-update');
-  }
-
-  /** Nobody knows how much of a header arrived: the old one goes back, or nothing can be promised any more. */
-  private restoreHeader(header: Qcow2Header): void {
-    try {
-      this.writeFields(header);
-    } catch (error) {
-      this.state.markFailed();
-      throw error;
-    }
-    this.sync('flush-header');
-  }
-
   /** Nothing in memory points there any more; the tables on disk still may. Lock held exclusively. */
   drop(offset: number, length: number): void {
     if (!this.state.dropped.add(offset, length, 0)) this.state.forgotten += length;
@@ -197,7 +173,7 @@ export class Growth {
     state.markDataDirty();
     const named = area.table > 0 ? this.replaceTable(area) : this.locked(() => this.nameBlocks(area));
     if (named !== undefined) {
-      this.locked(() => this.drop(area.start * clusterSize, (end - area.start) * clusterSize));
+      this.locked(() => this.dropCounted(area, end));
       return named;
     }
     return (end - wanted) * clusterSize;
@@ -287,16 +263,42 @@ export class Growth {
   /** Lets the table name the area's blocks. Lock held exclusively. */
   private nameBlocks(area: Area): TableSlice | undefined {
     const { clusterSize } = this.header;
+    // All of them or none: a block with a name must not be given back. What is claimed is not evicted.
+    for (const index of area.blocks) {
+      const claimed = this.claimEntry(index);
+      if (typeof claimed === 'object') return claimed;
+    }
     for (let i = 0; i < area.blocks.length; i++) {
       const offset = (area.start + i) * clusterSize;
       this.refcounts.forgetTables(offset);
-      const missing = this.nameBlock(area.blocks[i], offset);
-      if (missing !== undefined) return missing;
+      this.nameBlock(area.blocks[i], offset);
     }
     return undefined;
   }
 
+  /** Gives an area back whose blocks got no name: what they would count was never counted. Lock held exclusively. */
+  private dropCounted(area: Area, end: number): void {
+    const { perBlock } = this.refcounts;
+    const { clusterSize } = this.header;
+    for (let cluster = area.start; cluster < end; ) {
+      const block = Math.floor(cluster / perBlock);
+      const next = Math.min(end, (block + 1) * perBlock);
+      if (!area.blocks.includes(block)) this.drop(cluster * clusterSize, (next - cluster) * clusterSize);
+      cluster = next;
+    }
+  }
+
   private nameBlock(index: number, offset: number): TableSlice | undefined {
+    const { words32 } = this.cache;
+    const word = this.claimEntry(index);
+    if (typeof word === 'object') return word;
+    words32[word] = swap(highOf(offset));
+    words32[word + 1] = swap(lowOf(offset));
+    return undefined;
+  }
+
+  /** Word of the table's entry for a block, safe from eviction and dirty; or the slice to load. Lock held exclusively. */
+  private claimEntry(index: number): number | TableSlice {
     const { cache, imageId, own, refcounts, state } = this;
     const inSlice = index % (refcounts.sliceBytes / 8);
     const sliceOffset = own.refcountTableOffset + (index - inSlice) * 8;
@@ -304,10 +306,7 @@ export class Growth {
     const claimed = slot < 0 ? -1 : cache.claim(slot, imageId, sliceOffset, inSlice * 8, 8);
     if (claimed < 0) return refcounts.slice(sliceOffset, 'refcount-table');
     if (claimed === 1) state.addDirtySlots(1);
-    const word = slot * SLICE_WORDS + inSlice * 2;
-    cache.words32[word] = swap(highOf(offset));
-    cache.words32[word + 1] = swap(lowOf(offset));
-    return undefined;
+    return slot * SLICE_WORDS + inSlice * 2;
   }
 
   /** Writes the larger table and lets the header name it. */
@@ -354,23 +353,6 @@ export class Growth {
       // Not in the cache, so it does not differ from the file, and nobody changes it meanwhile: the meta mutex is ours.
       if (!cached) storage.read(offset, target, at, sliceBytes);
     }
-  }
-
-  private sync(event: 'flush-data' | 'flush-header'): void {
-    const { state, storage } = this;
-    // One at a time, as the flush's: Linux tells of lost pages to one caller only.
-    state.syncMutex.with(() => {
-      if (state.failed) {
-        const { path } = storage;
-        throw new BlockError('IO', `Cannot grow the tables of "${path}": an earlier flush failed`, { path });
-      }
-      try {
-        storage.sync(event);
-      } catch (error) {
-        state.markFailed();
-        throw error;
-      }
-    });
   }
 
   private locked<T>(body: () => T): T {

@@ -142,7 +142,9 @@ export class Refcounts {
       if (next > this.max) throw this.tooMany();
     }
     for (let index = first; index < first + count; index++) {
-      setCount(bytes, at, index, this.order, getCount(bytes, at, index, this.order) + by);
+      const next = getCount(bytes, at, index, this.order) + by;
+      setCount(bytes, at, index, this.order, next);
+      if (next === 0) this.searchAgain(cluster + index - first);
     }
     return undefined;
   }
@@ -231,7 +233,12 @@ export class Refcounts {
   addFree(offset: number, length: number): void {
     if (this.state.free.add(offset, length)) return;
     // No room in the list: the search finds it, not knowing that it is clean.
-    this.own.searchFrom = Math.min(this.own.searchFrom, offset / this.clusterSize);
+    this.searchAgain(offset / this.clusterSize);
+  }
+
+  /** The cluster has count 0 and is in no list. Lock held exclusively. */
+  searchAgain(cluster: number): void {
+    this.own.searchFrom = Math.min(this.own.searchFrom, cluster);
   }
 
   /** Forgets what the cache holds of a cluster that is no table any more, or not yet. Lock held exclusively. */

@@ -66,8 +66,14 @@ export class Qcow2SnapshotDriver implements FormatDriver {
     throw this.cannotWrite();
   }
 
-  release(): void {}
-  giveBack(): void {}
+  release(): void {
+    throw this.cannotWrite();
+  }
+
+  giveBack(): void {
+    throw this.cannotWrite();
+  }
+
   growHostFile(): void {}
   cutTail(): void {}
 
