@@ -36,7 +36,10 @@ class Barrier {
       Atomics.store(this.words, 0, 0);
       Atomics.add(this.words, 1, 1);
       Atomics.notify(this.words, 1);
-    } else Atomics.wait(this.words, 1, round);
+    } else {
+      // A late notify of the round before may wake a thread that waits already for this one.
+      while (Atomics.load(this.words, 1) === round) Atomics.wait(this.words, 1, round);
+    }
   }
 }
 

@@ -267,7 +267,7 @@ for (const [index, config] of CONFIGS.entries()) {
     let states = 0;
     let reopened = 0;
     let repairs = 0;
-    for (let program = 0; program < (LONG ? 60 : 2); program++) {
+    for (let program = 0; program < (LONG ? 10 : 2); program++) {
       const run = record(config, random, LONG ? 150 : 70);
       const judge = new Judge(t, config, run, random);
       let good = true;
