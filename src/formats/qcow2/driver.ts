@@ -93,6 +93,12 @@ export class Qcow2Driver implements FormatDriver {
   }
 
   growTables(size: number): TableSlice | 'flush' | undefined {
+    if (this.header.version === 2 && this.own.snapshotCount > 0) {
+      // Entries of version 2 need not say the size of their disk: they would be taken for larger ones.
+      const { path } = this.storage;
+      const why = 'a qcow2 version 2 image with snapshots keeps its size';
+      throw new BlockError('UNSUPPORTED_FEATURE', `Cannot grow "${path}": ${why}`, { path });
+    }
     return this.state.metaMutex.with(() => {
       const missing = this.growth.addWantedBlock() ?? this.growth.growL1(size);
       // A raw data file reads as the disk does, also at its end.

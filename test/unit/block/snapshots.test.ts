@@ -146,6 +146,14 @@ test('readVmState() reads what lies behind the disk, to its exact end', (t) => {
   t.is(checkSound(storage), undefined);
 });
 
+test('version 2: the disk does not grow while it has snapshots', (t) => {
+  const { node } = qcow2({ version: 2 });
+  takeSnapshot(node, 'x');
+  t.throws(() => node.resize(2 * MIB), { code: 'UNSUPPORTED_FEATURE', message: /keeps its size/ });
+  deleteSnapshot(node, '1');
+  t.notThrows(() => node.resize(2 * MIB));
+});
+
 test('version 2: a snapshot of another size is not reverted to', (t) => {
   const { storage, node, finish } = qcow2({ version: 2 });
   takeSnapshot(node, 'x');
