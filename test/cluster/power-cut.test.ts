@@ -160,8 +160,8 @@ class Judge {
     this.states++;
     const where = `${this.config.name}, cut after ${cut.given} of ${this.run.log.length} operations${cut.torn ? ', torn' : ''}`;
     const { storage, run } = this;
-    storage.truncate(0, 'create');
     storage.write(0, cut.state.bytes, 0, cut.state.length, 'create');
+    storage.truncate(cut.state.length, 'create');
     const result = checkStorage(storage);
     if (result.corruptions + result.checkErrors > 0) return this.wrong(where, result.messages.join('; '));
     const hasDirtyBit = this.config.image.format === 'qed' && run.base === undefined;
@@ -204,8 +204,8 @@ class Judge {
     let problem: string | undefined;
     const storage = MemoryStorage.create(CAPACITY);
     eachCut(first.state, repair, { random: this.random, subsets: 2, every: 1 }, ({ state }) => {
-      storage.truncate(0, 'create');
       storage.write(0, state.bytes, 0, state.length, 'create');
+      storage.truncate(state.length, 'create');
       const result = checkStorage(storage);
       if (result.corruptions + result.checkErrors > 0) problem ??= result.messages.join('; ');
       const layers = this.run.base === undefined ? [storage] : [storage, this.run.base];
