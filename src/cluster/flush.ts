@@ -2,8 +2,8 @@
  * What a flush does, and in which order (DESIGN section 5):
  *
  *   1. under the image's lock: copies of the dirty table sectors, the list of dropped places. This is the flush's epoch.
- *   2. reference counts are written; fdatasync; then, when one was added, the table of their blocks; fdatasync: the data of every entry in those copies is safe, it is counted, and new
- *      tables are safe, empty. A crash before 3 leaks the new clusters and nothing more. Counts that went down did so in
+ *   2. reference counts are written; fdatasync; then, when a block of counts was added, the table that names it; fdatasync:
+ *      the data of every entry in those copies is safe, it is counted, and new tables are safe, empty. A crash before 3 leaks the new clusters and nothing more. Counts that went down did so in
  *      step 4 of an earlier flush, so writing them now names nothing free that a table on disk still uses.
  *   3. the copies are written, L2 before L1; fdatasync. A crash in between leaves any subset of the entries: each is
  *      right by itself, because its data is safe (2) and what it named before is not reused yet (4).

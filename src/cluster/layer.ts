@@ -28,7 +28,7 @@ export interface Layer {
   resize(size: number): void;
   /** Status of the run at `guest` in this layer alone; 0 < length <= maxLength. */
   status(guest: number, maxLength: number): LayerStatus;
-  /** Work that waits for its time: called about once a second by the flusher. */
+  /** Work that waits for its time: called every half second by the flusher. */
   maintain(nowMs: number): void;
   /** Last flush, dirty bit off, file cut to its end. No other thread uses the image any more. */
   finish(): void;

@@ -26,6 +26,8 @@ export interface DaemonConfig {
   readOnly: boolean;
   /** FUSE worker threads. */
   threads: number;
+  /** As many may be added while all of them wait for the host's disk. */
+  threadsMax: number;
   session: SessionKind;
   /** Bytes for cached tables, shared by all images. */
   cacheSize: number;

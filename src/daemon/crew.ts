@@ -17,8 +17,6 @@ import type { TestingConfig } from './config';
 export const MAIN_THREAD = 0;
 export const FLUSHER_THREAD = 1;
 export const FIRST_WORKER_THREAD = 2;
-/** A crew grows up to this many workers while all of them wait for the host's disk; who asks for more gets them at once. */
-export const WORKERS_MAX = 12;
 
 /** How often the crew looks whether it should grow, ms. */
 const GROW_CHECK_MS = 200;
@@ -61,7 +59,14 @@ export class Crew {
   private readonly bell = new FlusherBell();
   private reportLost: (reason: string) => void = () => {};
 
-  constructor(workers: number) {
+  /**
+   * @param workers how many start now
+   * @param workersMax how many there may be, while all of them wait for the host's disk
+   */
+  constructor(
+    workers: number,
+    private readonly workersMax: number,
+  ) {
     this.lost = new Promise((resolve) => {
       this.reportLost = resolve;
     });
@@ -99,9 +104,9 @@ export class Crew {
    * wait for the disk keep as many workers waiting as there are, and the disk could do more at once.
    */
   private missing(spinner: SharedArrayBuffer): number {
-    if (this.workers.length >= WORKERS_MAX || waitingWorkers(spinner) > 0) return 0;
+    if (this.workers.length >= this.workersMax || waitingWorkers(spinner) > 0) return 0;
     if (threadsOnDisk() < this.workers.length / 2) return 0;
-    return Math.min(GROW_STEP, WORKERS_MAX - this.workers.length);
+    return Math.min(GROW_STEP, this.workersMax - this.workers.length);
   }
 
   /** Resolves when all workers have ended, those that were added meanwhile, too. */

@@ -17,7 +17,7 @@ import { logOf } from '../log';
 import type { ImageFileSystemOptions } from '../vfs/image-filesystem';
 import { buildTree, type TreePlan } from '../vfs/tree';
 import type { DaemonConfig } from './config';
-import { Crew, FIRST_WORKER_THREAD, WORKERS_MAX } from './crew';
+import { Crew, FIRST_WORKER_THREAD } from './crew';
 import { busyMessage } from './holders';
 import { MountedImages } from './images';
 import type { Journal } from './journal';
@@ -70,8 +70,8 @@ export class LiveMount {
   /** Opens the images, mounts and starts serving. Throws BlockError; then nothing is mounted or locked once the process has ended. */
   static async start(config: DaemonConfig, journal: Journal, lastWords: LastWords): Promise<LiveMount> {
     const workers = config.session === 'kernel' ? config.threads : 0;
-    const crew = new Crew(workers);
-    const images = MountedImages.open(config, FIRST_WORKER_THREAD + Math.max(workers, WORKERS_MAX));
+    const crew = new Crew(workers, config.threadsMax);
+    const images = MountedImages.open(config, FIRST_WORKER_THREAD + config.threadsMax);
     const { plan, letGo } = await serve(config, images, crew);
     const entry = MountTable.read().find(config.mountpoint);
     const say = (message: string): void => journal.say(message);

@@ -71,9 +71,6 @@ export interface FormatDriver {
    */
   map(guest: GuestOffset, maxLength: number): Mapping;
 
-  /** Like `map`, for block status: may look at holes of the host file. Called without the lock; formats with clusters leave it out. */
-  status?(guest: GuestOffset, maxLength: number): Exclude<Mapping, { kind: 'miss' }>;
-
   /**
    * Sees to it that `guest` has a table which can take entries. Called *without* the lock: may allocate a table and do I/O
    * for it. Afterwards `publish` at `guest` answers `miss` at the most.

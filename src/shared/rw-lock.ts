@@ -1,6 +1,7 @@
 /**
  * A read-write lock in four words of shared memory. It guards the mapping of one image in memory; no host I/O happens
- * under it, so it is held for less than a microsecond and a short spin nearly always suffices.
+ * under it, so it is held for microseconds and a short spin nearly always suffices; only a flush that copies many dirty
+ * tables holds it for milliseconds.
  *
  *   word 0  state: -1 one writer, 0 free, n readers
  *   word 1  writers that wait: new readers let them go first, so a stream of readers cannot starve a writer. A writer

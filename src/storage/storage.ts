@@ -20,7 +20,6 @@ export type StorageEvent =
   | 'data-write'
   | 'flush-data'
   | 'flush-l2'
-  | 'flush-l1'
   | 'flush-header'
   | 'check-repair'
   | 'create';

@@ -30,6 +30,7 @@ function configOf(image: string, mountpoint: string, log: string, testing: Testi
     single: true,
     readOnly: false,
     threads: 4,
+    threadsMax: 4,
     session: 'kernel',
     cacheSize: 4 * 1024 * 1024,
     backing: 'directory',

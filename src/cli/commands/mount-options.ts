@@ -13,6 +13,8 @@ export interface MountSettings {
   debug: boolean;
   format?: string;
   threads: number;
+  /** The crew may grow to this many workers; a number that the user gave is never exceeded. */
+  threadsMax: number;
   session: 'auto' | 'kernel' | 'native';
   cacheSize: number;
   backing: 'directory' | 'any';
@@ -27,6 +29,8 @@ export interface MountSettings {
 
 /** Ours: each blocks in read(2) and costs 8.5 MiB. */
 const THREADS_MAX = 64;
+/** Without a word of the user the crew grows up to this, while all of it waits for the host's disk. */
+const THREADS_GROWN = 12;
 const CACHE_SIZE_DEFAULT = 32 * MIB;
 const CACHE_SIZE_MIN = MIB;
 const CACHE_SIZE_MAX = 4 * GIB;
@@ -41,6 +45,7 @@ const VALUES: Record<string, (settings: MountSettings, value: string) => void> =
     if (!(settings.threads >= 1 && settings.threads <= THREADS_MAX)) {
       throw new UsageError(`Invalid number of threads "${value}": use 1 to ${THREADS_MAX}`);
     }
+    settings.threadsMax = settings.threads;
   },
   session: (settings, value) => {
     settings.session = oneOf('session', value, ['auto', 'kernel', 'native'] as const);
@@ -110,11 +115,13 @@ const IGNORED = new Set(
 const IGNORED_PREFIX = /^(x-|X-|user=|comment=)/;
 
 export function defaultSettings(): MountSettings {
+  const threads = Math.min(THREADS_MAX, Math.max(4, os.availableParallelism()));
   return {
     readOnly: false,
     foreground: false,
     debug: false,
-    threads: Math.min(THREADS_MAX, Math.max(4, os.availableParallelism())),
+    threads,
+    threadsMax: Math.max(THREADS_GROWN, threads),
     session: 'auto',
     cacheSize: CACHE_SIZE_DEFAULT,
     backing: 'directory',

@@ -8,6 +8,7 @@ const config: DaemonConfig = {
   single: true,
   readOnly: true,
   threads: 4,
+  threadsMax: 4,
   session: 'kernel',
   cacheSize: 1,
   backing: 'directory',

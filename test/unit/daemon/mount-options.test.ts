@@ -35,6 +35,7 @@ test('every long option is an -o option too, with - or _', (t) => {
     debug: true,
     format: 'qed',
     threads: 8,
+    threadsMax: 8,
     session: 'native',
     cacheSize: 64 * MIB,
     backing: 'any',
