@@ -3,6 +3,7 @@
  * differently from now on (a worker must not do that itself: the kernel may wait for a page whose request only a worker can serve).
  */
 import { Mutex } from '../shared/mutex';
+import { sleepOn } from '../system/long-wait';
 
 const MUTEX = 0;
 /** Moves when the flusher shall look here. */
@@ -43,7 +44,7 @@ export class FlusherBell {
       this.inos.set(few);
       Atomics.store(this.words, COUNT, few.length);
       this.ring();
-      Atomics.wait(this.words, COUNT, few.length, PATIENCE_MS);
+      sleepOn(this.words, COUNT, few.length, PATIENCE_MS);
     });
   }
 

@@ -17,7 +17,7 @@ import { logOf } from '../log';
 import type { ImageFileSystemOptions } from '../vfs/image-filesystem';
 import { buildTree, type TreePlan } from '../vfs/tree';
 import type { DaemonConfig } from './config';
-import { Crew, FIRST_WORKER_THREAD } from './crew';
+import { CALM_SEATS, Crew, FIRST_WORKER_THREAD } from './crew';
 import { busyMessage } from './holders';
 import { MountedImages } from './images';
 import type { Journal } from './journal';
@@ -195,11 +195,10 @@ async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): P
     return { plan, letGo: session.ended };
   }
   const { mountKernel } = await import('../fuse/kernel/mount');
-  const { createSpinnerMemory } = await import('../fuse/kernel/spinner');
+  const { createSeats } = await import('../fuse/kernel/seats');
   const deviceFd = mountKernel(options);
   crew.flushRegularly({ images: flushed, deviceFd, testing });
-  const spinner = createSpinnerMemory();
-  const serve = { kernelCache, readOnly, spinner };
+  const serve = { kernelCache, readOnly, seats: createSeats(CALM_SEATS, config.threadsMax) };
   crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve, testing });
   return { plan, letGo: crew.workersEnded };
 }

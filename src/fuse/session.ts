@@ -35,8 +35,8 @@ export const MAX_REQUEST = 1024 * 1024;
 export interface KernelServeOptions {
   kernelCache: boolean;
   readOnly: boolean;
-  /** From `createSpinnerMemory`, the same for all workers of a mount. Absent: this worker stands alone. */
-  spinner?: SharedArrayBuffer;
+  /** From `createSeats`, the same for all workers of a mount. Absent: this worker stands alone. */
+  seats?: SharedArrayBuffer;
   /** Bits of INIT flags to pretend the kernel does not have; for tests of older kernels. */
   maskInitFlags?: number;
 }

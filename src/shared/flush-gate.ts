@@ -9,6 +9,7 @@
  *
  * A caller needs a flush that *begins* after its call: only that one covers everything it wrote.
  */
+import { sleepOn } from '../system/long-wait';
 import { Mutex } from './mutex';
 
 export const FLUSH_GATE_WORDS = 5;
@@ -52,7 +53,7 @@ export class FlushGate {
         }
       }
       Atomics.add(words, base + WAITERS, 1);
-      if (!this.reached(wanted)) Atomics.wait(words, base + ENDED, ended);
+      if (!this.reached(wanted)) sleepOn(words, base + ENDED, ended);
       Atomics.sub(words, base + WAITERS, 1);
     }
   }

@@ -19,6 +19,7 @@
  * A drain holds new requests back and waits for those in flight: whoever drains sets a word first and looks at the records
  * second, a request publishes its record first and looks at the word second, so one of the two sees the other.
  */
+import { sleepOn } from '../system/long-wait';
 import { Mutex } from './mutex';
 
 const RECORD_BYTES = 64;
@@ -77,7 +78,7 @@ export class Records {
       Atomics.store(words, base + KIND, REQUEST);
       if (Atomics.load(words, DRAIN) === 0) return;
       this.end();
-      Atomics.wait(words, DRAIN, 1);
+      sleepOn(words, DRAIN, 1);
     }
   }
 
@@ -100,7 +101,7 @@ export class Records {
       for (;;) {
         const ended = Atomics.load(words, ENDED);
         if (this.inFlight() === 0) break;
-        Atomics.wait(words, ENDED, ended);
+        sleepOn(words, ENDED, ended);
       }
       return body();
     } finally {
@@ -173,7 +174,7 @@ export class Records {
       const turns = Atomics.load(this.words, base + TURNS);
       if (!this.mustWait(other, sequence, start, end)) return;
       Atomics.add(this.words, base + WAITERS, 1);
-      if (this.mustWait(other, sequence, start, end)) Atomics.wait(this.words, base + TURNS, turns);
+      if (this.mustWait(other, sequence, start, end)) sleepOn(this.words, base + TURNS, turns);
       Atomics.sub(this.words, base + WAITERS, 1);
     }
   }

@@ -18,6 +18,7 @@
  *     before the write has reached the file.
  */
 import { BlockError } from '../errors';
+import { sleepOn } from '../system/long-wait';
 import { Mutex } from './mutex';
 
 /** A slice has at most 32 sectors, one bit each in the mask of dirty sectors. */
@@ -205,7 +206,7 @@ export class TableCache {
       }
       if (busy < 0) break;
       const state = Atomics.load(this.state, busy);
-      if ((state & 7) === LOADING) Atomics.wait(this.state, busy, state);
+      if ((state & 7) === LOADING) sleepOn(this.state, busy, state);
     }
     const loading = Atomics.load(this.state, slot);
     let next = FREE;

@@ -3,6 +3,7 @@ import * as fs from 'node:fs';
 import { BlockError, errnoNameOf, hostError } from '../errors';
 import { blockDeviceSize, zeroRange } from '../system/block-device';
 import { fallocate } from '../system/fallocate';
+import { longWait } from '../system/long-wait';
 import { seekData, seekHole } from '../system/lseek';
 import type { Storage, StorageDescriptor, StorageEvent } from './storage';
 
@@ -164,7 +165,7 @@ export class FileStorage implements Storage {
 
   sync(_event: StorageEvent): void {
     try {
-      fs.fdatasyncSync(this.fd);
+      longWait(() => fs.fdatasyncSync(this.fd));
     } catch (error) {
       throw hostError(error, `Cannot flush "${this.path}"`, { path: this.path });
     }

@@ -9,6 +9,7 @@
  */
 import { createHash } from 'node:crypto';
 import { Mutex } from '../shared/mutex';
+import { sleepOn } from '../system/long-wait';
 
 /** Snapshots of one image (our limit, and that of the formats). The memory is taken from the host as it is used. */
 export const SLOTS_MAX = 65_536;
@@ -90,7 +91,7 @@ export class SnapshotSlots {
       const opens = Atomics.load(this.words, LIVE_OPENS);
       const left = deadline - Date.now();
       if (opens === 0 || left <= 0) return opens === 0;
-      Atomics.wait(this.words, LIVE_OPENS, opens, left);
+      sleepOn(this.words, LIVE_OPENS, opens, left);
     }
   }
 

@@ -8,6 +8,7 @@ import { alignedBuffer } from '../../system/aligned-buffer';
 import { printLine, reportBug } from '../errno';
 import { MAX_REQUEST } from '../session';
 import { IN, IN_HEADER_BYTES, IO_IN, OUT, OUT_HEADER_BYTES, REQUEST_BYTES, REQUEST_BYTES_MIN } from './protocol';
+import type { Seats } from './seats';
 import { Spinner } from './spinner';
 
 const { EIO } = constants.errno;
@@ -26,13 +27,14 @@ export class Channel {
   private readonly request32: Uint32Array;
   private readonly reply32: Uint32Array;
   private readonly fd: number;
+  private readonly seats: Seats;
   private readonly spinner: Spinner;
   private answered = true;
 
-  /** @param shared see `Spinner` */
-  constructor(fd: number, shared?: SharedArrayBuffer) {
+  constructor(fd: number, seats: Seats) {
     this.fd = fd;
-    this.spinner = new Spinner(fd, shared);
+    this.seats = seats;
+    this.spinner = new Spinner(fd, seats);
     this.request = alignedBuffer(REQUEST_BYTES, IO_IN.DATA);
     this.reply = alignedBuffer(OUT_HEADER_BYTES + MAX_REQUEST, OUT_HEADER_BYTES);
     this.request32 = words(this.request);
@@ -45,13 +47,14 @@ export class Channel {
    */
   receive(): number {
     let length: number;
-    this.spinner.spin();
+    this.seats.startWaiting();
     try {
+      this.spinner.spin();
       length = fs.readSync(this.fd, this.request, 0, REQUEST_BYTES, null);
     } catch (error) {
       return afterFailedRead(error);
     } finally {
-      this.spinner.done();
+      this.seats.endWaiting();
     }
     // Not by /dev/fuse, but by whatever else it may be: the other end has closed.
     if (length === 0) return ENDED;

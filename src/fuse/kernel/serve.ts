@@ -7,6 +7,7 @@
  */
 import { constants } from 'node:os';
 import { logOf } from '../../log';
+import { onLongWait } from '../../system/long-wait';
 import type { FileSystem } from '../../vfs/filesystem';
 import { errnoOf } from '../errno';
 import { type KernelServeOptions, MAX_REQUEST } from '../session';
@@ -32,6 +33,7 @@ import {
   serveStatistics,
 } from './operations';
 import { IN, IO_IN, O_DSYNC, OPCODE, OUT_HEADER_BYTES, RENAME_IN } from './protocol';
+import { createSeats, Seats } from './seats';
 
 const log = logOf('fuse:kernel');
 
@@ -49,21 +51,33 @@ export function serveKernel(fd: number, fileSystem: FileSystem, options: KernelS
 
 class KernelServer {
   private readonly channel: Channel;
+  private readonly seats: Seats;
   private readonly fileSystem: FileSystem;
   private readonly options: KernelServeOptions;
   private readonly trace = log.enabled;
 
   constructor(fd: number, fileSystem: FileSystem, options: KernelServeOptions) {
-    this.channel = new Channel(fd, options.spinner);
+    this.seats = new Seats(options.seats ?? createSeats(1, 1));
+    this.channel = new Channel(fd, this.seats);
     this.fileSystem = fileSystem;
     this.options = options;
   }
 
   run(): void {
-    for (;;) {
-      const length = this.channel.receive();
-      if (length === ENDED) return;
-      if (length !== NOTHING) this.serve(length);
+    const { channel, seats } = this;
+    seats.sit();
+    onLongWait({ begins: () => seats.stand(), ends: () => seats.sitAgain() });
+    try {
+      for (;;) {
+        const length = channel.receive();
+        if (length === ENDED) return;
+        if (length !== NOTHING) this.serve(length);
+        seats.yield();
+      }
+    } finally {
+      // The next parked worker finds out that the mount is gone.
+      onLongWait(undefined);
+      seats.stand();
     }
   }
 
@@ -82,13 +96,14 @@ class KernelServer {
   }
 
   private read(): void {
-    const { channel } = this;
+    const { channel, seats } = this;
     const offset = channel.u64(IO_IN.OFFSET);
     const size = channel.u32(IO_IN.SIZE);
     if (size > MAX_REQUEST) {
       channel.answerError(EINVAL);
       return;
     }
+    const began = seats.startRead(size);
     // Past what a number holds exactly there is no disk, only its end.
     const got =
       offset > Number.MAX_SAFE_INTEGER - MAX_REQUEST
@@ -101,6 +116,7 @@ class KernelServer {
             OUT_HEADER_BYTES,
             size,
           );
+    seats.endRead(began);
     channel.answer(got);
   }
 

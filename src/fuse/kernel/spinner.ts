@@ -1,61 +1,70 @@
 /**
  * A moment of polling before a worker sleeps in read(2). A program that reads one block after the other sends its next
- * request within microseconds; a worker that sleeps is woken for it by two context switches, one that polls is there
- * already. Measured on two cores, 4 KiB random reads with one job: 29,500 a second without, 68,000 with; 8 jobs and deep
- * queues lose nothing.
+ * request within microseconds, and waking a worker on a sleepy processor takes longer than serving it. Measured on two cores,
+ * 4 KiB random reads a second with one job: 29,500 without polling, 45,000 when the one that polls takes the request, 82,000
+ * when it leaves the request to a worker that sleeps:
  *
+ *   - The kernel wakes a sleeper for each request. While somebody polls on the other processor, it does so on the processor of
+ *     the program that asks, which has nothing else to do until the answer comes: nobody has to be woken across processors.
+ *     So whoever polls leaves a new request to the sleeper for a moment, and takes it if it is still there.
  *   - One worker of a mount polls at a time: more would only take the processor from whom they wait for.
- *   - It polls for less than 0.1 ms, once after each request: an idle mount costs nothing.
- *   - While the queue is never empty polling is a wasted system call, so it is left out for the next requests.
+ *   - It polls for less than 0.1 ms after a request: an idle mount costs nothing.
+ *   - While the queue is never empty polling is a wasted system call, so it is left out more and more often, and nothing is
+ *     left to others.
  */
 import { ReadablePoll } from '../../system/poll';
+import type { Seats } from './seats';
 
 /** About 80 us: as long as a reader on a sleepy processor takes to come back, shorter than the time slice of anybody else. */
 const POLLS = 200;
-/** Requests taken without polling after one that was there at once. */
-const SKIP = 16;
-
-/** Words of the shared memory: 1 while somebody polls; how many workers wait for a request, polling or asleep. */
-const POLLING = 0;
-const WAITING = 1;
-
-/** Shared by the workers of a mount. */
-export function createSpinnerMemory(): SharedArrayBuffer {
-  return new SharedArrayBuffer(2 * Int32Array.BYTES_PER_ELEMENT);
-}
-
-/** How many workers wait for a request now: 0 means that all of them are busy. */
-export function waitingWorkers(memory: SharedArrayBuffer): number {
-  return Atomics.load(new Int32Array(memory), WAITING);
-}
+/** For so many polls, about 3 us, a new request is left to a worker that sleeps. */
+const PATIENCE = 5;
+/** Most requests that are taken without polling. */
+const SKIP_MAX = 16;
 
 export class Spinner {
   private readonly poll: ReadablePoll;
-  private readonly word: Int32Array;
   private skip = 0;
+  /** How many requests to take without polling when the next is there at once: doubled each time, so that it takes a queue. */
+  private skipNext = 1;
 
-  /** @param shared the same for all workers of the mount */
-  constructor(fd: number, shared: SharedArrayBuffer = createSpinnerMemory()) {
+  constructor(
+    fd: number,
+    private readonly seats: Seats,
+  ) {
     this.poll = new ReadablePoll(fd);
-    this.word = new Int32Array(shared);
   }
 
-  /** Returns when there is a request, or when it is better to sleep; `done` follows when there is one. */
+  /** Returns when there is a request, or when it is better to sleep. */
   spin(): void {
-    Atomics.add(this.word, WAITING, 1);
     if (this.skip > 0) {
       this.skip--;
       return;
     }
-    if (Atomics.compareExchange(this.word, POLLING, 0, 1) !== 0) return;
-    let polls = 0;
-    while (polls < POLLS && !this.poll.ready()) polls++;
-    Atomics.store(this.word, POLLING, 0);
-    if (polls === 0) this.skip = SKIP;
+    if (!this.seats.startPolling()) return;
+    const polls = this.pollFor(this.skipNext === 1 ? PATIENCE : 0);
+    this.seats.endPolling();
+    if (polls > 0) {
+      this.skipNext = 1;
+      return;
+    }
+    this.skip = this.skipNext;
+    this.skipNext = Math.min(2 * this.skipNext, SKIP_MAX);
   }
 
-  /** This worker has a request, or leaves. */
-  done(): void {
-    Atomics.sub(this.word, WAITING, 1);
+  /** @returns how often it polled in vain since the last request: 0 when one was there from the beginning */
+  private pollFor(patience: number): number {
+    let polls = 0;
+    let seen = 0;
+    for (;;) {
+      if (this.poll.ready()) {
+        if (polls === 0 || seen === patience) return polls;
+        seen++;
+      } else if (seen > 0) {
+        // The sleeper has taken it, and the next may follow soon.
+        seen = 0;
+        polls = 1;
+      } else if (++polls === POLLS) return polls;
+    }
   }
 }

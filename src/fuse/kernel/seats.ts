@@ -1,0 +1,141 @@
+/**
+ * Which workers take requests. A worker needs a seat to take and serve one; the others are parked on a word of memory and cost
+ * nothing. /dev/fuse wakes a sleeper for every request, even when another worker is about to read it: on two cores three idle
+ * workers in read(2) took a third of the speed of the one that did the work. But a worker that waits for the host's disk must
+ * not keep the others from working, so
+ *
+ *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down;
+ *   - all may sit once reads wait for the disk, and until the daemon sees that they do not any more (`daemon/crew.ts`).
+ *
+ * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
+ */
+import { logOf } from '../../log';
+
+const log = logOf('fuse:seats');
+
+/** Every so many small reads of a worker one is timed. */
+const TIMED_READ = 8;
+const SMALL_READ = 64 * 1024;
+/** Longer than the page cache ever takes for a small read, shorter than any disk, ms. */
+const DISK_MS = 0.1;
+
+/** Words of the shared memory. */
+const LIMIT = 0;
+const TAKEN = 1;
+/** Workers that are parked or about to. */
+const PARKED = 2;
+/** Wake-ups: parked workers wait for this word to change. */
+const WAKEUPS = 3;
+/** Workers that wait for a request, polling or asleep. */
+const WAITING = 4;
+/** 1 while somebody polls. */
+const POLLING = 5;
+/** How many may sit while reads wait for the disk. */
+const MOST = 6;
+const WORDS = 7;
+
+/**
+ * @param limit how many may sit at first
+ * @param most how many may sit while reads wait for the disk
+ */
+export function createSeats(limit: number, most: number): SharedArrayBuffer {
+  const memory = new SharedArrayBuffer(WORDS * Int32Array.BYTES_PER_ELEMENT);
+  const words = new Int32Array(memory);
+  words[LIMIT] = limit;
+  words[MOST] = most;
+  return memory;
+}
+
+export class Seats {
+  private readonly words: Int32Array;
+  private reads = 0;
+  /** Timed reads in a row that waited for the disk. One alone may only have been interrupted. */
+  private slowReads = 0;
+
+  /** @param memory the same for all workers of a mount */
+  constructor(memory: SharedArrayBuffer) {
+    this.words = new Int32Array(memory);
+  }
+
+  get limit(): number {
+    return Atomics.load(this.words, LIMIT);
+  }
+
+  /** Somebody sits, and none of those waits for a request. */
+  get allBusy(): boolean {
+    return Atomics.load(this.words, TAKEN) > 0 && Atomics.load(this.words, WAITING) === 0;
+  }
+
+  /** Those that are too many park after their next request. */
+  allow(limit: number): void {
+    log('%d seats', limit);
+    Atomics.store(this.words, LIMIT, limit);
+    Atomics.add(this.words, WAKEUPS, 1);
+    Atomics.notify(this.words, WAKEUPS);
+  }
+
+  /** Parks until a seat is free. */
+  sit(): void {
+    const { words } = this;
+    for (;;) {
+      const wakeups = Atomics.load(words, WAKEUPS);
+      const taken = Atomics.load(words, TAKEN);
+      if (taken < Atomics.load(words, LIMIT)) {
+        if (Atomics.compareExchange(words, TAKEN, taken, taken + 1) === taken) return;
+        continue;
+      }
+      // Announced before the last look: whoever stands up meanwhile either is seen by it or sees the announcement.
+      Atomics.add(words, PARKED, 1);
+      if (Atomics.load(words, TAKEN) >= Atomics.load(words, LIMIT)) Atomics.wait(words, WAKEUPS, wakeups);
+      Atomics.sub(words, PARKED, 1);
+    }
+  }
+
+  stand(): void {
+    Atomics.sub(this.words, TAKEN, 1);
+    if (Atomics.load(this.words, PARKED) === 0) return;
+    Atomics.add(this.words, WAKEUPS, 1);
+    Atomics.notify(this.words, WAKEUPS, 1);
+  }
+
+  /** After `stand`, in the middle of a request: at once, even if there is one too many until the request is served. */
+  sitAgain(): void {
+    Atomics.add(this.words, TAKEN, 1);
+  }
+
+  /** Between two requests: gives the seat away if there is one too many. */
+  yield(): void {
+    if (Atomics.load(this.words, TAKEN) <= Atomics.load(this.words, LIMIT)) return;
+    this.stand();
+    this.sit();
+  }
+
+  /** @returns what `endRead` wants to know: when this read began, ms; 0 when it is not timed */
+  startRead(size: number): number {
+    return size <= SMALL_READ && ++this.reads % TIMED_READ === 0 ? performance.now() : 0;
+  }
+
+  /** When reads wait for the disk, all may sit. */
+  endRead(began: number): void {
+    if (began === 0) return;
+    this.slowReads = performance.now() - began > DISK_MS ? this.slowReads + 1 : 0;
+    if (this.slowReads >= 2 && this.limit < this.words[MOST]) this.allow(this.words[MOST]);
+  }
+
+  startWaiting(): void {
+    Atomics.add(this.words, WAITING, 1);
+  }
+
+  endWaiting(): void {
+    Atomics.sub(this.words, WAITING, 1);
+  }
+
+  /** @returns whether nobody else polls */
+  startPolling(): boolean {
+    return Atomics.compareExchange(this.words, POLLING, 0, 1) === 0;
+  }
+
+  endPolling(): void {
+    Atomics.store(this.words, POLLING, 0);
+  }
+}

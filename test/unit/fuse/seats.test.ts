@@ -1,0 +1,87 @@
+/** Which workers take requests: real threads that park and sit down. */
+import { once } from 'node:events';
+import * as path from 'node:path';
+import { Worker } from 'node:worker_threads';
+import test, { type ExecutionContext } from 'ava';
+import { createSeats, Seats } from '../../../src/fuse/kernel/seats';
+import { longWait, onLongWait } from '../../../src/system/long-wait';
+
+/** Another thread that wants a seat: `sits` resolves when it has one. */
+function rival(t: ExecutionContext, memory: SharedArrayBuffer): { sits: Promise<unknown>; leave(): Promise<unknown> } {
+  const worker = new Worker(path.join(__dirname, 'seats-worker.js'), { workerData: memory });
+  t.teardown(() => worker.terminate());
+  return {
+    sits: once(worker, 'message'),
+    leave: () => {
+      const gone = once(worker, 'exit');
+      worker.postMessage('leave');
+      return gone;
+    },
+  };
+}
+
+test('Seats: who stands up lets a parked worker work', async (t) => {
+  const memory = createSeats(1, 4);
+  const seats = new Seats(memory);
+  seats.sit();
+  const other = rival(t, memory);
+  seats.stand();
+  await other.sits;
+  await other.leave();
+  seats.sit();
+  t.pass();
+});
+
+test('Seats: a flush does not keep the other workers from serving', async (t) => {
+  const memory = createSeats(1, 4);
+  const seats = new Seats(memory);
+  seats.sit();
+  onLongWait({ begins: () => seats.stand(), ends: () => seats.sitAgain() });
+  t.teardown(() => onLongWait(undefined));
+  const other = rival(t, memory);
+  // The body of a long wait is synchronous in a worker; here it goes on while the other thread sits down.
+  const sits = longWait(() => other.sits);
+  seats.stand();
+  await sits;
+  await other.leave();
+  t.pass();
+});
+
+test('Seats: reads that wait for the disk let all workers sit', async (t) => {
+  const memory = createSeats(1, 3);
+  const seats = new Seats(memory);
+  seats.sit();
+  const others = [rival(t, memory), rival(t, memory)];
+  t.is(seats.limit, 1);
+  // Every eighth read is timed, and two slow ones in a row count.
+  for (let read = 0; read < 16; read++) {
+    const began = seats.startRead(4096);
+    if (began !== 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+    seats.endRead(began);
+  }
+  t.is(seats.limit, 3);
+  await Promise.all(others.map(({ sits }) => sits));
+  await Promise.all(others.map(({ leave }) => leave()));
+});
+
+test('Seats: a large read is no sign of a slow disk', (t) => {
+  const seats = new Seats(createSeats(1, 3));
+  for (let read = 0; read < 64; read++) t.is(seats.startRead(1024 * 1024), 0);
+});
+
+test('Seats: the one too many gives its seat away between two requests', async (t) => {
+  const memory = createSeats(2, 4);
+  const seats = new Seats(memory);
+  seats.sit();
+  const other = rival(t, memory);
+  await other.sits;
+  t.true(seats.allBusy);
+  seats.startWaiting();
+  t.false(seats.allBusy);
+  seats.endWaiting();
+  const third = rival(t, memory);
+  seats.stand();
+  await third.sits;
+  await Promise.all([other.leave(), third.leave()]);
+  t.false(seats.allBusy);
+});
