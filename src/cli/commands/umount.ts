@@ -25,6 +25,9 @@ Exit code: 0 unmounted, 1 still mounted or the last flush failed, 2 wrong usage.
 
 Example: imagefs umount /mnt/vm`;
 
+/** A stat(2) that is on its way, of a file manager or of the command that mounted, keeps a mount busy too: such looks are waited for. */
+const PASSING_LOOKS = 5;
+const PASSING_LOOK_MS = 40;
 /** Pause between two attempts with --wait: nobody tells when a file is closed. */
 const RETRY_MS = 200;
 /** After this long the wait for a daemon is explained. */
@@ -131,11 +134,15 @@ function findMount(named: string): MountEntry {
 /** Unmounts, or throws BUSY with the names of those who use the mount. */
 async function letGo(entry: MountEntry, options: Options, say: Say): Promise<void> {
   let said = false;
-  for (;;) {
+  for (let attempt = 0; ; attempt++) {
     try {
       return await unmount(entry.mountpoint, { lazy: options.lazy });
     } catch (error) {
       if (!(error instanceof BlockError) || error.code !== 'BUSY') throw error;
+      if (attempt < PASSING_LOOKS) {
+        await new Promise((resolve) => setTimeout(resolve, PASSING_LOOK_MS));
+        continue;
+      }
       const message = busyMessage(entry, MountTable.read());
       if (!options.wait) throw new BlockError('BUSY', message, { path: entry.mountpoint, cause: error });
       if (!said) say(`${message}; waiting`);
