@@ -4,7 +4,7 @@ import { BlockError } from '../errors';
 import type { ImageHeader } from '../formats/format';
 import { formatOfBytes, PROBE_BYTES } from '../formats/registry';
 import type { Storage } from '../storage/storage';
-import type { BlockNode, BlockNodeStatistics, BlockStatus } from './node';
+import type { BlockNode, BlockNodeStatistics, BlockStatus, WriteOptions } from './node';
 
 export class ImageNode implements BlockNode, Below {
   readonly format: string;
@@ -49,13 +49,16 @@ export class ImageNode implements BlockNode, Below {
     if (inside < length) target.fill(0, at + inside, at + length);
   }
 
-  write(offset: number, source: Uint8Array, at: number, length: number): void {
+  write(offset: number, source: Uint8Array, at: number, length: number, options?: WriteOptions): void {
     this.checkWritable();
     if (length === 0) return;
     this.checkBounds('write', offset, length);
     if (this.guessedRaw && offset < PROBE_BYTES) this.refuseDisguise(offset, source, at, length);
+    const compressed = options?.compressed === true;
+    if (compressed) this.checkWholeClusters(offset, length);
     try {
-      this.layer.write(offset, source, at, length);
+      if (compressed) this.layer.writeCompressed(offset, source, at, length);
+      else this.layer.write(offset, source, at, length);
     } catch (error) {
       this.layer.state.count('failedWriteOperations', 1);
       throw error;
@@ -168,6 +171,15 @@ export class ImageNode implements BlockNode, Below {
       `Cannot ${action} ${length} bytes at ${offset} of "${this.path}": the disk ends at ${this.size()}`,
       { path: this.path, offset },
     );
+  }
+
+  private checkWholeClusters(offset: number, length: number): void {
+    const { path, clusterSize } = this;
+    const end = offset + length;
+    // Layers without clusters refuse by themselves.
+    if (clusterSize === 0 || (offset % clusterSize === 0 && (end % clusterSize === 0 || end === this.size()))) return;
+    const message = `Cannot write ${length} bytes at ${offset} of "${path}" compressed: only whole clusters of ${clusterSize} bytes can be`;
+    throw new BlockError('OUT_OF_BOUNDS', message, { path, offset });
   }
 
   private checkWritable(): void {

@@ -33,6 +33,14 @@ export interface BlockNodeStatistics {
   writeHighestOffset: number;
 }
 
+export interface WriteOptions {
+  /**
+   * Whole clusters are stored compressed where that makes them smaller; an overwritten one becomes a plain one again. The
+   * range begins at a cluster and ends at one, or at the end of the disk. Refused with UNSUPPORTED_FEATURE where it cannot be.
+   */
+  compressed?: boolean;
+}
+
 export interface BlockNode {
   /** `qed`, `raw` */
   readonly format: string;
@@ -50,7 +58,7 @@ export interface BlockNode {
   read(offset: number, target: Uint8Array, at: number, length: number): void;
 
   /** Writes all of the range or throws. After success any reader sees it; it is on stable storage after the next `flush`. */
-  write(offset: number, source: Uint8Array, at: number, length: number): void;
+  write(offset: number, source: Uint8Array, at: number, length: number, options?: WriteOptions): void;
 
   /** The range reads as zero afterwards; whole clusters are freed, not filled. */
   writeZeroes(offset: number, length: number): void;

@@ -8,6 +8,8 @@ import { logOf } from '../log';
 import { type ImageState, NEED_CHECK_CLEAR } from '../shared/image-state';
 import type { TableCache } from '../shared/table-cache';
 import { alignDown, alignUp, KIB, MIB } from '../units';
+import { CompressedWriter, compressorOf } from './compressed';
+import { markingCorrupt, refuseCorrupt } from './corrupt';
 import { DirtyBit } from './dirty-bit';
 import { flushImage, refuseAfterFailure, sync } from './flush';
 import { type Below, DIRTY_BIT_DELAY_MS, FLUSH_DELAY_MS, type Layer, type LayerStatus } from './layer';
@@ -26,6 +28,7 @@ export class ClusterLayer implements Layer {
   private readonly clusterSize: number;
   private readonly dirtyBit: DirtyBit;
   private readonly remapper: Remapper;
+  private readonly compressed: CompressedWriter;
   private inflated: Uint8Array | undefined;
   /** Host offset of the compressed cluster in `inflated`. */
   private inflatedFrom = -1;
@@ -45,6 +48,7 @@ export class ClusterLayer implements Layer {
     this.remapper = new Remapper(driver, cache, this.mapper, this.dirtyBit, below, flush, (guest, target, at, length) =>
       this.readRuns(guest, target, at, length),
     );
+    this.compressed = new CompressedWriter(driver, this.mapper, this.remapper);
   }
 
   size(): number {
@@ -65,26 +69,18 @@ export class ClusterLayer implements Layer {
   }
 
   write(guest: number, source: Uint8Array, at: number, length: number): void {
-    const { state, driver } = this;
-    this.begin(guest + length);
-    try {
-      for (let done = 0; done < length; ) {
-        const mapping = this.mapper.lookUp(guest + done, length - done);
-        if (mapping.kind === 'data' && mapping.writable) {
-          try {
-            driver.data.write(mapping.offset, source, at + done, mapping.length, 'data-write');
-          } finally {
-            state.markDataDirty();
-          }
-          done += mapping.length;
-        } else {
-          done += this.remapper.write(guest + done, length - done, source, at + done);
-        }
+    this.change(guest + length, () => this.writeRuns(guest, source, at, length));
+  }
+
+  writeCompressed(guest: number, source: Uint8Array, at: number, length: number): void {
+    compressorOf(this.driver);
+    this.change(guest + length, () => {
+      for (let done = 0; done < length; done += this.clusterSize) {
+        const bytes = Math.min(this.clusterSize, length - done);
+        const isDone = this.compressed.write(guest + done, source, at + done, bytes);
+        if (!isDone) this.writeRuns(guest + done, source, at + done, bytes);
       }
-    } finally {
-      state.records.end();
-    }
-    this.relieve();
+    });
   }
 
   writeZeroes(guest: number, length: number): void {
@@ -93,11 +89,10 @@ export class ClusterLayer implements Layer {
 
   allocate(guest: number, length: number): void {
     const { state, driver } = this;
-    this.begin(guest + length);
-    try {
+    this.change(guest + length, () => {
       const end = Math.min(alignUp(guest + length, driver.granule), state.virtualSize);
       for (let at = alignDown(guest, driver.granule); at < end; ) {
-        const mapping = this.mapper.lookUp(at, end - at);
+        const mapping = this.mapper.lookUpForChange(at, end - at);
         if (mapping.kind === 'data' && mapping.writable) {
           driver.data.allocate(mapping.offset, mapping.length, 'data-write');
           state.markDataDirty();
@@ -106,10 +101,7 @@ export class ClusterLayer implements Layer {
           at += this.remapper.write(at, Math.min(mapping.length, PIECE), undefined, 0);
         }
       }
-    } finally {
-      state.records.end();
-    }
-    this.relieve();
+    });
   }
 
   flush(): void {
@@ -119,6 +111,7 @@ export class ClusterLayer implements Layer {
   resize(size: number): void {
     const { state, driver } = this;
     refuseAfterFailure(driver);
+    refuseCorrupt(driver);
     if (size > driver.maxVirtualSize) {
       const { path } = driver.storage;
       throw new BlockError(
@@ -130,7 +123,7 @@ export class ClusterLayer implements Layer {
     state.resizeMutex.with(() => {
       const old = state.virtualSize;
       if (size <= old) return;
-      this.growTables(size);
+      markingCorrupt(driver, () => this.growTables(size));
       // The new part reads zero, also where the backing file goes on behind the old end, or where another program shrank the
       // disk and left entries. They harm nobody, so they go first: a crash before the header is written leaves the disk as it was.
       this.zeroRange(old, size - old, size);
@@ -189,6 +182,23 @@ export class ClusterLayer implements Layer {
     throw new BlockError('IO', `Cannot mark "${path}" as cleanly closed: it still has unflushed tables`, { path });
   }
 
+  private writeRuns(guest: number, source: Uint8Array, at: number, length: number): void {
+    const { state, driver } = this;
+    for (let done = 0; done < length; ) {
+      const mapping = this.mapper.lookUpForChange(guest + done, length - done);
+      if (mapping.kind === 'data' && mapping.writable) {
+        try {
+          driver.data.write(mapping.offset, source, at + done, mapping.length, 'data-write');
+        } finally {
+          state.markDataDirty();
+        }
+        done += mapping.length;
+      } else {
+        done += this.remapper.write(guest + done, length - done, source, at + done);
+      }
+    }
+  }
+
   protected readRuns(guest: number, target: Uint8Array, at: number, length: number): void {
     for (let done = 0; done < length; ) {
       const mapping = this.mapper.lookUp(guest + done, length - done);
@@ -227,8 +237,7 @@ export class ClusterLayer implements Layer {
   private zeroRange(guest: number, length: number, growsTo?: number): void {
     const { granule } = this.driver;
     const end = guest + length;
-    this.begin(end, growsTo);
-    try {
+    const zero = () => {
       const diskEnd = growsTo ?? this.state.virtualSize;
       let wholeEnd = end === diskEnd ? alignUp(end, granule) : alignDown(end, granule);
       for (let at = guest; at < end; ) {
@@ -241,15 +250,27 @@ export class ClusterLayer implements Layer {
           at += done;
         }
       }
-    } finally {
-      this.state.records.end();
-    }
+    };
+    this.change(end, zero, growsTo);
+  }
+
+  /** A request that changes the disk up to `end`. */
+  private change(end: number, body: () => void, diskEnd?: number): void {
+    markingCorrupt(this.driver, () => {
+      this.begin(end, diskEnd);
+      try {
+        body();
+      } finally {
+        this.state.records.end();
+      }
+    });
     this.relieve();
   }
 
   /** A request that changes the disk begins. Its range was inside the disk when somebody looked, perhaps before a revert. */
   private begin(end: number, diskEnd?: number): void {
     const { state } = this;
+    refuseCorrupt(this.driver);
     state.records.begin();
     if (end <= (diskEnd ?? state.virtualSize)) return;
     state.records.end();
@@ -279,7 +300,7 @@ export class ClusterLayer implements Layer {
 
   /** Part of one granule reads zero afterwards. @returns bytes done */
   private zeroInside(guest: number, length: number): number {
-    const mapping = this.mapper.lookUp(guest, length);
+    const mapping = this.mapper.lookUpForChange(guest, length);
     if (this.readsZero(mapping, guest)) return mapping.length;
     if (mapping.kind === 'data' && mapping.writable) {
       this.driver.data.punch(mapping.offset, mapping.length, 'data-write');

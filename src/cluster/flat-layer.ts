@@ -2,6 +2,7 @@
 import type { FormatDriver } from '../formats/driver';
 import type { ImageState } from '../shared/image-state';
 import { alignDown, SECTOR_SIZE } from '../units';
+import { cannotCompress } from './compressed';
 import { refuseAfterFailure, sync } from './flush';
 import { FLUSH_DELAY_MS, type Layer, type LayerStatus } from './layer';
 
@@ -28,6 +29,10 @@ export class FlatLayer implements Layer {
     } finally {
       this.state.markDataDirty();
     }
+  }
+
+  writeCompressed(): void {
+    throw cannotCompress(this.driver);
   }
 
   writeZeroes(guest: number, length: number): void {

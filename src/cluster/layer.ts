@@ -21,6 +21,8 @@ export interface Layer {
   size(): number;
   read(guest: number, target: Uint8Array, at: number, length: number): void;
   write(guest: number, source: Uint8Array, at: number, length: number): void;
+  /** As `write`, of whole clusters, the last one perhaps cut by the end of the disk; those that become smaller are stored so. */
+  writeCompressed(guest: number, source: Uint8Array, at: number, length: number): void;
   writeZeroes(guest: number, length: number): void;
   allocate(guest: number, length: number): void;
   flush(): void;

@@ -29,8 +29,22 @@ export class Mapper {
 
   /** The mapping at `guest`. Holds no lock on return. */
   lookUp(guest: number, maxLength: number): LayerStatus {
+    return this.lookUpBy((most) => this.driver.map(guest, most), maxLength);
+  }
+
+  /** The same for a change: throws TableError when what could be written in place is a table. */
+  lookUpForChange(guest: number, maxLength: number): LayerStatus {
+    const { driver } = this;
+    return this.lookUpBy((most) => {
+      const mapping = driver.map(guest, most);
+      if (mapping.kind === 'data' && mapping.writable) driver.refuseTables?.(mapping.offset, mapping.length);
+      return mapping;
+    }, maxLength);
+  }
+
+  private lookUpBy(map: (maxLength: number) => Mapping, maxLength: number): LayerStatus {
     for (let attempt = 0; attempt < LOAD_ATTEMPTS; attempt++) {
-      const mapping = this.mapLocked(guest, maxLength);
+      const mapping = this.mapLocked(map, maxLength);
       if (mapping.kind !== 'miss') return mapping;
       this.load(mapping.slice, attempt);
     }
@@ -85,13 +99,13 @@ export class Mapper {
     }
   }
 
-  private mapLocked(guest: number, maxLength: number): Mapping {
+  private mapLocked(map: (maxLength: number) => Mapping, maxLength: number): Mapping {
     // Nobody changes the tables of a read-only layer, so there is nothing to lock; evictions are seen by the driver.
-    if (this.readOnly) return this.driver.map(guest, maxLength);
+    if (this.readOnly) return map(maxLength);
     const { lock } = this.driver.state;
     lock.lockShared();
     try {
-      return this.driver.map(guest, maxLength);
+      return map(maxLength);
     } finally {
       lock.unlockShared();
     }

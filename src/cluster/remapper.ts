@@ -86,7 +86,7 @@ export class Remapper {
   }
 
   /** Runs `body` with everything there that a change of tables needs, and the clusters kept from other such requests. */
-  private changing<T>(guest: number, remapped: { start: number; end: number }, body: () => T): T {
+  changing<T>(guest: number, remapped: { start: number; end: number }, body: () => T): T {
     const { state } = this.driver;
     state.beginChange();
     try {
@@ -118,6 +118,16 @@ export class Remapper {
     }
   }
 
+  /** Calls `take` under the exclusive lock until it has places. */
+  reserve<T extends object | undefined>(guest: number, take: () => T | TableSlice | 'prepare'): T {
+    for (let attempt = 0; ; attempt++) {
+      const got = this.mapper.locked(take);
+      if (got === 'prepare') this.makeRoom(guest);
+      else if (got !== undefined && 'level' in got) this.mapper.load(got, attempt);
+      else return got;
+    }
+  }
+
   /** Finds the run of clusters at `guest` that need a place, and reserves it; undefined when it is writable data already. */
   private reserveRun(
     guest: number,
@@ -125,22 +135,17 @@ export class Remapper {
     mixed: boolean,
   ): { run: Run; reservation: Reservation } | undefined {
     const { driver } = this;
-    for (let attempt = 0; ; attempt++) {
-      const got = this.mapper.locked(() => {
-        const run = this.runAt(guest, length, mixed);
-        if (run === undefined || 'offset' in run) return run;
-        const unit = driver.writeUnit?.(guest) ?? driver.granule;
-        run.start = alignDown(guest, unit);
-        // A cluster with subclusters of any kind moves as a whole.
-        if (unit !== driver.granule) run.first = run.last = 'data';
-        const reservation = driver.reserve(run.start, alignUp(guest + run.length, unit) - run.start);
-        if (reservation === 'prepare' || 'level' in reservation) return reservation;
-        return { run, reservation };
-      });
-      if (got === undefined || (got !== 'prepare' && 'run' in got)) return got;
-      if (got === 'prepare') this.makeRoom(guest);
-      else this.mapper.load(got, attempt);
-    }
+    return this.reserve<{ run: Run; reservation: Reservation } | undefined>(guest, () => {
+      const run = this.runAt(guest, length, mixed);
+      if (run === undefined || 'offset' in run) return run;
+      const unit = driver.writeUnit?.(guest) ?? driver.granule;
+      run.start = alignDown(guest, unit);
+      // A cluster with subclusters of any kind moves as a whole.
+      if (unit !== driver.granule) run.first = run.last = 'data';
+      const reservation = driver.reserve(run.start, alignUp(guest + run.length, unit) - run.start);
+      if (reservation === 'prepare' || 'level' in reservation) return reservation;
+      return { run, reservation };
+    });
   }
 
   /**
@@ -228,7 +233,7 @@ export class Remapper {
    * @param stillRight asked under the lock, before anything changes
    * @returns false when it was not right any more
    */
-  private publish(
+  publish(
     start: number,
     length: number,
     target: Target,

@@ -4,6 +4,7 @@ import type { OpenedSnapshot, SnapshotDriver } from '../formats/driver';
 import type { SnapshotEngine, SnapshotInfo } from '../formats/snapshots';
 import { logOf } from '../log';
 import { ClusterLayer } from './cluster-layer';
+import { markingCorrupt, refuseCorrupt } from './corrupt';
 import { refuseAfterFailure } from './flush';
 import type { Below, LayerStatus } from './layer';
 
@@ -88,8 +89,12 @@ export function revertToSnapshot(layer: ClusterLayer, id: string): void {
 }
 
 export function renameSnapshot(layer: ClusterLayer, id: string, name: string): void {
-  refuseAfterFailure(layer.driver);
-  layer.state.resizeMutex.with(() => snapshotsOf(layer).rename(id, name, engineOf(layer)));
+  const { driver, state } = layer;
+  refuseAfterFailure(driver);
+  refuseCorrupt(driver);
+  state.resizeMutex.with(() => {
+    markingCorrupt(driver, () => snapshotsOf(layer).rename(id, name, engineOf(layer)));
+  });
 }
 
 export function noSuchSnapshot(layer: ClusterLayer, id: string): BlockError {
@@ -106,11 +111,12 @@ function changing<T>(layer: ClusterLayer, body: (snapshots: SnapshotDriver, engi
   const snapshots = snapshotsOf(layer);
   const engine = engineOf(layer);
   refuseAfterFailure(driver);
+  refuseCorrupt(driver);
   return state.resizeMutex.with(() => {
     layer.flush();
     return state.records.drained(() => {
       layer.flush();
-      return body(snapshots, engine);
+      return markingCorrupt(driver, () => body(snapshots, engine));
     });
   });
 }

@@ -6,10 +6,18 @@
  * memory (`ImageState.lock`). No host I/O happens under it: a method that finds a table missing from the cache answers
  * `miss`, the engine lets go, loads the table and asks again.
  */
+import { BlockError } from '../errors';
 import type { ImageState } from '../shared/image-state';
 import type { TableSlice } from '../shared/table-cache';
 import type { Storage } from '../storage/storage';
 import type { SnapshotEngine, SnapshotInfo } from './snapshots';
+
+/** The tables of an image contradict each other or the file. Met on the way of a change, the image takes no more changes. */
+export class TableError extends BlockError {
+  constructor(message: string, path: string, offset?: number) {
+    super('CORRUPT_IMAGE', message, offset === undefined ? { path } : { path, offset });
+  }
+}
 
 /** Byte position on the disk as the guest sees it. */
 export type GuestOffset = number;
@@ -41,7 +49,12 @@ export interface Reservation {
 }
 
 /** What guest clusters point to from now on. */
-export type Target = { kind: 'data'; offset: HostOffset } | { kind: 'zero' } | { kind: 'unallocated' };
+export type Target =
+  | { kind: 'data'; offset: HostOffset }
+  | { kind: 'zero' }
+  | { kind: 'unallocated' }
+  /** `bytes` of a stream, for one cluster. */
+  | { kind: 'compressed'; offset: HostOffset; bytes: number };
 
 export interface DriverCapabilities {
   /** Clusters with tables: reserve, publish and flush exist. Raw has none of them. */
@@ -90,6 +103,18 @@ export interface FormatDriver {
    */
   writeUnit?(guest: GuestOffset): number;
 
+  /**
+   * Called before guest data in `[offset, offset + length)` of the image file is changed in place. Lock held. Absent: nothing
+   * is known of tables. Throws TableError where a table, or the header, lies there.
+   */
+  refuseTables?(offset: HostOffset, length: number): void;
+
+  /**
+   * Says in the image, durably, that it is not to be written, and lets `ImageState.corrupt` say so at once. No lock is held.
+   * Absent: the format cannot say it.
+   */
+  markCorrupt?(): void;
+
   /** Gives places of a reservation back that were never published. Lock held exclusively; memory only. */
   release(reservation: Reservation): void;
 
@@ -101,6 +126,9 @@ export interface FormatDriver {
 
   /** Reads the whole cluster of a compressed mapping into `cluster` (clusterSize bytes). Absent: the format has none. */
   readCompressed?(mapping: Extract<Mapping, { kind: 'compressed' }>, cluster: Uint8Array): void;
+
+  /** Writes whole clusters compressed. Absent: the format, or this image, cannot. */
+  readonly compressor?: Compressor;
 
   /** Called without the lock before a reserved place is written: the host file reaches at least to `end` afterwards. */
   growHostFile(end: HostOffset): void;
@@ -141,6 +169,18 @@ export interface FormatDriver {
 
   /** Internal snapshots; absent where the format, or this image, cannot have any. */
   readonly snapshots?: SnapshotDriver;
+}
+
+/** How one cluster becomes a stream with a place of its own; `publish` then lets the cluster be that. */
+export interface Compressor {
+  /** The stream, to be used before the next call; undefined when it would not be smaller than the cluster. Called without the lock. */
+  compress(cluster: Uint8Array): Uint8Array | undefined;
+
+  /**
+   * Takes a place for `bytes` of a stream, perhaps in a host cluster that holds others. After `prepareTables`, as `reserve`:
+   * lock held exclusively, memory only. `release` gives it back. @returns exactly `bytes`
+   */
+  reserve(bytes: number): Reservation | TableSlice | 'prepare';
 }
 
 /** One snapshot, to read in this thread. */

@@ -36,6 +36,9 @@ export function initL1(state: ImageState, offset: HostOffset, length: number): v
   state.numbers[L1_BYTES] = length;
 }
 
+/** What a compressed cluster points to. */
+export type StreamTarget = Extract<Target, { kind: 'compressed' }>;
+
 /** What does not change while the image is open. Bytes. */
 export interface TwoLevelLayout {
   /** In messages: `QED`. */
@@ -192,7 +195,7 @@ export abstract class TwoLevelDriver implements FormatDriver {
     const inSlice = index % this.entriesPerSlice;
     const offset = l2Table + (index - inSlice) * ENTRY_BYTES;
     const count = Math.ceil(length / clusterSize);
-    let entry = this.entryOf(target);
+    let entry = target.kind === 'compressed' ? 0 : this.entryOf(target);
     const slot = cache.find(imageId, offset, this.l2Hint);
     const claimed = slot < 0 ? -1 : cache.claim(slot, imageId, offset, inSlice * ENTRY_BYTES, count * ENTRY_BYTES);
     if (claimed < 0) return this.l2Slice(offset);
@@ -201,7 +204,8 @@ export abstract class TwoLevelDriver implements FormatDriver {
     for (let i = 0; i < count; i++, word += 2) {
       const old = this.entryAt(word);
       if (old > 1 && this.isCluster(old)) this.allocator.drop(old, clusterSize);
-      this.setEntryAt(word, entry);
+      if (target.kind === 'compressed') this.setStreamAt(word, target);
+      else this.setEntryAt(word, entry);
       if (target.kind === 'data') entry += clusterSize;
     }
     return undefined;
@@ -213,6 +217,11 @@ export abstract class TwoLevelDriver implements FormatDriver {
    */
   protected unusual(_guest: number, _maxLength: number, _word: number): Mapping | undefined {
     return undefined;
+  }
+
+  /** Writes the entry of compressed data. @param word index of its first half in the cache; the lock is held exclusively */
+  protected setStreamAt(_word: number, _target: StreamTarget): void {
+    throw new Error(`${this.format} has no compressed clusters`);
   }
 
   protected get l1Offset(): HostOffset {
@@ -237,7 +246,7 @@ export abstract class TwoLevelDriver implements FormatDriver {
     return '; run "imagefs check"';
   }
 
-  private entryOf(target: Target): number {
+  private entryOf(target: Exclude<Target, StreamTarget>): number {
     if (target.kind === 'data') return target.offset;
     if (target.kind === 'unallocated') return UNALLOCATED;
     if (!this.hasZeroClusters) throw new Error(`${this.format} has no zero clusters`);
@@ -262,9 +271,13 @@ export abstract class TwoLevelDriver implements FormatDriver {
   }
 
   private setEntryAt(word: number, entry: number): void {
+    this.setHalvesAt(word, Math.floor(entry / HIGH_WORD), entry % HIGH_WORD);
+  }
+
+  protected setHalvesAt(word: number, high: number, low: number): void {
     const { slots, littleEndian } = this;
-    slots.setUint32(word * 4 + (littleEndian ? 0 : 4), entry % HIGH_WORD, littleEndian);
-    slots.setUint32(word * 4 + (littleEndian ? 4 : 0), Math.floor(entry / HIGH_WORD), littleEndian);
+    slots.setUint32(word * 4 + (littleEndian ? 0 : 4), low, littleEndian);
+    slots.setUint32(word * 4 + (littleEndian ? 4 : 0), high, littleEndian);
   }
 
   private lookUpL2Table(guest: number): HostOffset | TableSlice {

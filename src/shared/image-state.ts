@@ -20,6 +20,7 @@ const FLAGS = FLUSH_GATE + FLUSH_GATE_WORDS;
 const DATA_DIRTY = FLAGS;
 const FAILED = FLAGS + 1;
 const NEED_CHECK = FLAGS + 2;
+const CORRUPT = FLAGS + 3;
 const FREE_COUNT = FLAGS + 4;
 const DROPPED_COUNT = FLAGS + 5;
 const RETIRED_COUNT = FLAGS + 6;
@@ -219,6 +220,14 @@ export class ImageState {
   }
   markFailed(): void {
     Atomics.store(this.words, FAILED, 1);
+  }
+
+  /** The tables were found to be wrong: reads go on, nothing is changed any more. */
+  get corrupt(): boolean {
+    return Atomics.load(this.words, CORRUPT) !== 0;
+  }
+  markCorrupt(): void {
+    Atomics.store(this.words, CORRUPT, 1);
   }
 
   /** Moves with every change of the list of internal snapshots: whoever has read the list reads it again then. */

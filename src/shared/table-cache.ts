@@ -135,6 +135,12 @@ export class TableCache {
     return -1;
   }
 
+  /** Level of the slice at `offset` of `image`, if it is in the cache. */
+  levelOf(image: number, offset: number): TableLevel | undefined {
+    const slot = this.find(image, offset, 0);
+    return slot < 0 ? undefined : LEVELS[this.level[slot]];
+  }
+
   /** Remember this before reading entries of the slot that `find` gave; then ask `unchanged`. -1: it is being loaded just now. */
   version(slot: number): number {
     const state = Atomics.load(this.state, slot);

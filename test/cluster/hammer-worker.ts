@@ -152,7 +152,10 @@ class Hammer {
   private writeShared(): void {
     const { offset, length } = this.clusters();
     stamp(this.buffer, offset, length);
-    this.node.write(offset, this.buffer, 0, length);
+    const { format, clusterSize } = this.node;
+    const whole = format.startsWith('qcow') && clusterSize <= this.plan.cluster;
+    const compressed = whole && this.random.chance(0.4);
+    this.node.write(offset, this.buffer, 0, length, { compressed });
   }
 
   private zeroShared(): void {

@@ -152,11 +152,13 @@ function runProgram(t: ExecutionContext, config: ModelConfig, random: Random, op
   const chain = makeChain(t, config, (size) => lowerRanges(random, size));
   const { shadow } = chain;
   const places = new Places(random, config, shadow.size);
+  const compresses = config.layers[0].format.startsWith('qcow');
   for (let step = 0; step < operations; step++) {
     const { offset, length } = places.range(shadow.size);
     const what = random.below(100);
     const words = `step ${step}: `;
-    if (what < 42) shadow.write(offset, length);
+    if (what < 12 && compresses) shadow.writeCompressed(offset, length);
+    else if (what < 42) shadow.write(offset, length);
     else if (what < 60) shadow.writeZeroes(offset, length);
     else if (what < 64) shadow.writeZeroes(offset, Math.min(shadow.size - offset, length * 20));
     else if (what < 69) shadow.allocate(offset, length);
@@ -175,7 +177,9 @@ function runProgram(t: ExecutionContext, config: ModelConfig, random: Random, op
   t.is(shadow.differenceAnywhere(), undefined, `${config.name}: after reopen`);
   chain.close();
   const result = checkFile(chain.files[0]);
-  t.deepEqual([result.corruptions, result.checkErrors, result.leaks], [0, 0, 0], result.messages.join('; '));
+  // In qcow the places of streams that were overwritten are lost.
+  const leaks = config.layers[0].format === 'qcow' ? 0 : result.leaks;
+  t.deepEqual([result.corruptions, result.checkErrors, leaks], [0, 0, 0], result.messages.join('; '));
   return chain;
 }
 

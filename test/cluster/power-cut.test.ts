@@ -12,7 +12,7 @@ import { type RecordedOperation, RecordingStorage } from '../../src/storage/reco
 import { KIB, MIB } from '../../src/units';
 import { checkStorage, createInMemory, type ImageSpec, openChainOf } from '../helpers/images';
 import { type Cut, eachCut, FileState } from '../helpers/power-cut';
-import { LONG, patternBytes, Random, seedOf } from '../helpers/random';
+import { LONG, patternBytes, Random, seedOf, squeezableBytes } from '../helpers/random';
 
 const CAPACITY = 10 * MIB;
 
@@ -121,7 +121,12 @@ function record(config: CutConfig, random: Random, operations: number): Run {
     if (random.chance(0.3)) offset -= offset % cluster;
     const count = Math.min(length, disk.length - offset);
     const what = random.below(100);
-    if (what < 45) {
+    if (what < 12 && node.format.startsWith('qcow')) {
+      const from = offset - (offset % cluster);
+      const whole = Math.min(disk.length, Math.ceil((offset + count) / cluster) * cluster) - from;
+      const bytes = squeezableBytes(from, whole, index + 1);
+      step(from, whole, bytes, () => node.write(from, bytes, 0, whole, { compressed: true }));
+    } else if (what < 45) {
       const bytes = patternBytes(offset, count, index + 1);
       step(offset, count, bytes, () => node.write(offset, bytes, 0, count));
     } else if (what < 70) step(offset, count, undefined, () => node.writeZeroes(offset, count));

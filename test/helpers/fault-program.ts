@@ -7,7 +7,7 @@ export const CLUSTER = 4 * KIB;
 export const SIZE = 4 * MIB + 512;
 
 export type Operation =
-  | { kind: 'write' | 'zero' | 'allocate'; offset: number; length: number }
+  | { kind: 'write' | 'zero' | 'allocate' | 'compressed'; offset: number; length: number }
   | { kind: 'flush' | 'maintain' | 'read' }
   | { kind: 'resize'; size: number };
 
@@ -25,6 +25,8 @@ export function program(random: Random): Operation[] {
     { kind: 'allocate', offset: 40 * CLUSTER, length: 3 * CLUSTER },
     { kind: 'write', offset: 10 * CLUSTER + 5, length: 600 },
     { kind: 'read' },
+    { kind: 'compressed', offset: 50 * CLUSTER, length: 3 * CLUSTER },
+    { kind: 'compressed', offset: random.below(30) * CLUSTER, length: 2 * CLUSTER },
   ];
   for (let i = operations.length - 1; i > 0; i--) {
     const j = random.below(i + 1);

@@ -146,6 +146,53 @@ export function nodeSuite(test: TestFn, config: SuiteConfig): void {
     sound(t, chain);
   });
 
+  test(
+    title('write() of compressed clusters reads back, and takes other writes; refused where there are none'),
+    (t) => {
+      const chain = make(t);
+      const { shadow } = chain;
+      const { node } = shadow;
+      const bytes = new Uint8Array(Math.min(size, 2 * Math.max(512, node.clusterSize)));
+      if (!node.format.startsWith('qcow')) {
+        const write = () => node.write(0, bytes, 0, bytes.length, { compressed: true });
+        t.is(t.throws(write, { instanceOf: BlockError })?.code, 'UNSUPPORTED_FEATURE');
+        t.is(shadow.differenceAnywhere(), undefined);
+        return;
+      }
+      for (const [offset, length] of [
+        [1, node.clusterSize],
+        [0, node.clusterSize - 1],
+        [node.clusterSize, 512],
+      ]) {
+        const write = () => node.write(offset, bytes, 0, length, { compressed: true });
+        if (length % node.clusterSize !== 0 || offset % node.clusterSize !== 0) {
+          t.is(t.throws(write, { instanceOf: BlockError })?.code, 'OUT_OF_BOUNDS', `${offset}+${length}`);
+        }
+      }
+      let streams = 0;
+      const writes = inside.filter((_, index) => index % 3 === 0);
+      for (const [index, { offset, length }] of writes.entries()) {
+        if (index % 3 === 2) shadow.write(offset, length);
+        shadow.writeCompressed(offset, length);
+        const status = node.layerStatus(offset, 1);
+        t.true(status.present && status.data);
+        if (status.compressed === true) streams++;
+        if (index % 4 === 1) shadow.write(offset, length);
+        if (index % 4 === 2) shadow.writeZeroes(offset, length);
+        if (index % 4 === 3) node.flush();
+        const found = shadow.differenceAround(offset, length, around);
+        if (found !== undefined) return t.fail(`${offset}+${length}: ${found}`);
+      }
+      t.true(streams >= 5 && writes.length >= 12, `${streams} of ${writes.length} writes`);
+      chain.reopen();
+      t.is(shadow.differenceAnywhere(), undefined);
+      for (const { offset, length } of inside.filter((_, index) => index % 5 === 0)) shadow.write(offset, length);
+      t.is(shadow.differenceAnywhere(), undefined);
+      // In qcow the places of streams that were overwritten are lost.
+      sound(t, chain, node.format === 'qcow');
+    },
+  );
+
   test(title('allocate() keeps the content, and makes place'), (t) => {
     const chain = make(t);
     const { shadow } = chain;
@@ -273,10 +320,11 @@ export function nodeSuite(test: TestFn, config: SuiteConfig): void {
 }
 
 /** The file is closed: nothing is corrupt, nothing leaked. */
-function sound(t: ExecutionContext, chain: Chain): void {
+function sound(t: ExecutionContext, chain: Chain, mayLeak = false): void {
   chain.close();
   const result = checkFile(chain.files[0]);
-  t.deepEqual([result.corruptions, result.checkErrors, result.leaks], [0, 0, 0], result.messages.join('; '));
+  const leaks = mayLeak ? 0 : result.leaks;
+  t.deepEqual([result.corruptions, result.checkErrors, leaks], [0, 0, 0], result.messages.join('; '));
 }
 
 /** Walks the disk by status, then asks at the places around every change. @returns cases */

@@ -8,7 +8,7 @@ import { alignDown, alignUp, MIB } from '../../src/units';
 import { createImage, type ImageSpec, open, temporaryDirectory } from './images';
 import { DiskModel, firstDifference } from './model';
 import { PassingStorage } from './passing-storage';
-import { fillPattern, patternBytes } from './random';
+import { fillPattern, patternBytes, squeezableBytes } from './random';
 
 /** Nobody pulls the plug in these tests, and waiting for the disk is most of their time. */
 class Unsynced extends PassingStorage {
@@ -36,6 +36,15 @@ export class Shadowed {
     const bytes = patternBytes(offset, length, this.nextTag());
     this.node.write(offset, bytes, 0, length);
     this.model.write(offset, bytes);
+  }
+
+  /** The clusters that the range touches. */
+  writeCompressed(offset: number, length: number): void {
+    const from = alignDown(offset, this.node.clusterSize);
+    const to = Math.min(this.size, alignUp(offset + length, this.node.clusterSize));
+    const bytes = squeezableBytes(from, to - from, this.nextTag());
+    this.node.write(from, bytes, 0, bytes.length, { compressed: true });
+    this.model.write(from, bytes);
   }
 
   writeZeroes(offset: number, length: number): void {

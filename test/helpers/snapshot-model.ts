@@ -8,7 +8,7 @@ import {
   revertToSnapshot,
   takeSnapshot,
 } from '../../src/block/snapshots';
-import { patternBytes, type Random } from './random';
+import { patternBytes, type Random, squeezableBytes } from './random';
 
 export interface ModelSnapshot {
   id: string;
@@ -44,6 +44,7 @@ export class SnapshotModel {
   step(): string {
     const { random, snapshots, options } = this;
     const what = random.below(100);
+    if (what < 15) return this.compress();
     if (what < 50) return this.write();
     if (what < 70) return this.zero();
     if (what < 78) {
@@ -119,6 +120,17 @@ export class SnapshotModel {
     this.node.write(offset, bytes, 0, length);
     this.live.set(bytes, offset);
     return `write ${offset}+${length}`;
+  }
+
+  private compress(): string {
+    const { clusterSize } = this.node;
+    const { offset, length } = this.range();
+    const from = offset - (offset % clusterSize);
+    const count = Math.min(this.live.length, Math.ceil((offset + length) / clusterSize) * clusterSize) - from;
+    const bytes = squeezableBytes(from, count, this.tag++);
+    this.node.write(from, bytes, 0, count, { compressed: true });
+    this.live.set(bytes, from);
+    return `compress ${from}+${count}`;
   }
 
   private zero(): string {

@@ -1,6 +1,5 @@
 /**
- * qcow version 1 for the engine: big-endian tables, no zero clusters, compressed clusters that are read. Lookups are in
- * `two-level.ts`. A compressed cluster that is overwritten gets a place of its own; the stream's space is lost, because
+ * qcow version 1 for the engine: big-endian tables, no zero clusters, compressed clusters. Lookups are in `two-level.ts`. A compressed cluster that is overwritten gets a place of its own; the stream's space is lost, because
  * its first and last sector may be shared with the streams beside it, and nothing counts who uses them.
  */
 import { BlockError, hex } from '../../errors';
@@ -8,10 +7,10 @@ import type { ImageState } from '../../shared/image-state';
 import { SLICE_BYTES, type TableCache, type TableSlice } from '../../shared/table-cache';
 import type { Storage } from '../../storage/storage';
 import { alignUp, MIB, SECTOR_SIZE } from '../../units';
-import type { DriverCapabilities, HostOffset, Mapping } from '../driver';
-import { inflateCluster } from '../qcow2/compressed';
-import { ENTRY_BYTES, initL1, TwoLevelDriver } from '../two-level';
-import { compressedBytes, compressedOffset, isCompressed } from './entry';
+import type { Compressor, DriverCapabilities, HostOffset, Mapping, Reservation } from '../driver';
+import { deflateCluster, inflateCluster } from '../qcow2/compressed';
+import { ENTRY_BYTES, initL1, type StreamTarget, TwoLevelDriver } from '../two-level';
+import { compressedBytes, compressedEntry, compressedOffset, isCompressed } from './entry';
 import {
   encodeQcowHeader,
   QCOW_HEADER_BYTES,
@@ -24,6 +23,10 @@ import {
 
 export const QCOW_CAPABILITIES: DriverCapabilities = { clusters: true, backing: true };
 
+/** In `ImageState.numbers`: where the next stream goes, and the end of the clusters taken for streams. */
+const STREAM_END = 2;
+const STREAM_LIMIT = 3;
+
 type CompressedMapping = Extract<Mapping, { kind: 'compressed' }>;
 
 export class QcowDriver extends TwoLevelDriver {
@@ -32,6 +35,7 @@ export class QcowDriver extends TwoLevelDriver {
   /** The format has none. The order of writes alone keeps every entry right. */
   readonly usesDirtyBit = false;
   readonly maxVirtualSize: number;
+  readonly compressor: Compressor;
   private stream = new Uint8Array(0);
 
   constructor(
@@ -53,6 +57,10 @@ export class QcowDriver extends TwoLevelDriver {
     };
     super(layout, storage, state, cache, imageId);
     this.maxVirtualSize = qcowMaxSize(header);
+    this.compressor = {
+      compress: (cluster) => deflateCluster('zlib', cluster),
+      reserve: (bytes) => this.reserveStream(bytes),
+    };
   }
 
   writeHeader(fields: { dirty: boolean; virtualSize: number }): void {
@@ -70,6 +78,37 @@ export class QcowDriver extends TwoLevelDriver {
       const message = `Cannot read the compressed cluster at ${hex(mapping.offset)} of qcow image "${path}": ${problem}`;
       return new BlockError('CORRUPT_IMAGE', message, { path, offset: mapping.offset });
     });
+  }
+
+  /** Streams lie one behind the other, byte by byte, in clusters that only they use. */
+  private reserveStream(bytes: number): Reservation {
+    const { clusterSize } = this;
+    const { numbers } = this.state;
+    if (numbers[STREAM_END] + bytes > numbers[STREAM_LIMIT]) {
+      const place = this.allocator.reserve(clusterSize, clusterSize);
+      // A table may have been there before.
+      this.forgetTables(place.offset, clusterSize);
+      if (place.offset !== numbers[STREAM_LIMIT]) numbers[STREAM_END] = place.offset;
+      numbers[STREAM_LIMIT] = place.offset + clusterSize;
+    }
+    const offset = numbers[STREAM_END];
+    numbers[STREAM_END] = offset + bytes;
+    return { offset, length: bytes, fresh: false };
+  }
+
+  /** A stream that was never published is lost space, unless it was the last one. */
+  override release(reservation: Reservation): void {
+    const { offset, length } = reservation;
+    const { numbers } = this.state;
+    // Streams are shorter than a cluster.
+    if (length % this.clusterSize === 0) super.release(reservation);
+    else if (numbers[STREAM_END] === offset + length) numbers[STREAM_END] = offset;
+    else this.state.forgotten += length;
+  }
+
+  protected override setStreamAt(word: number, { offset, bytes }: StreamTarget): void {
+    const { high, low } = compressedEntry(offset, bytes, this.header.clusterBits);
+    this.setHalvesAt(word, high, low);
   }
 
   /**

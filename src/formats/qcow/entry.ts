@@ -18,6 +18,10 @@ export function compressedOffset(high: number, low: number, clusterBits: number)
   return (high & (2 ** (31 - clusterBits) - 1)) * HIGH + low;
 }
 
+export function compressedEntry(offset: number, bytes: number, clusterBits: number): { high: number; low: number } {
+  return { high: COMPRESSED + bytes * 2 ** (31 - clusterBits) + Math.floor(offset / HIGH), low: offset % HIGH };
+}
+
 /** Length of the stream, less than a cluster; 0 is no legal one. */
 export function compressedBytes(high: number, clusterBits: number): number {
   return (high >>> (31 - clusterBits)) & (2 ** clusterBits - 1);

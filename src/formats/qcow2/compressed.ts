@@ -4,16 +4,12 @@
  * strangers: what they make is bounded while they are inflated, not afterwards.
  */
 import * as zlib from 'node:zlib';
-import { Decompress } from 'fzstd';
 import { BlockError, hex } from '../../errors';
 import type { Storage } from '../../storage/storage';
+import { zstd } from '../../system/zstd';
 import type { Mapping } from '../driver';
 import type { CompressionType, Qcow2Header } from './layout';
 import { frameLength } from './zstd-header';
-
-type NativeZstd = (bytes: Uint8Array, options: { maxOutputLength: number }) => Uint8Array;
-/** Node has it from 22.15 and 24 on. */
-const nativeZstd = (zlib as { zstdDecompressSync?: NativeZstd }).zstdDecompressSync;
 
 /**
  * Fills `cluster` from the stream at the start of `bytes`.
@@ -25,16 +21,15 @@ export function inflateCluster(
   cluster: Uint8Array,
   failure: (problem: string) => Error,
 ): void {
-  let made: Uint8Array;
+  let made: number;
   try {
-    made = type === 'zlib' ? inflate(bytes, cluster.length) : unzstd(bytes, cluster.length);
+    made = type === 'zlib' ? inflate(bytes, cluster) : unzstd(bytes, cluster);
   } catch (error) {
     throw failure(`the ${type} stream is damaged: ${error instanceof Error ? error.message : String(error)}`);
   }
-  if (made.length !== cluster.length) {
-    throw failure(`the ${type} stream makes ${made.length} bytes, a cluster has ${cluster.length}`);
+  if (made !== cluster.length) {
+    throw failure(`the ${type} stream makes ${made} bytes, a cluster has ${cluster.length}`);
   }
-  cluster.set(made);
 }
 
 /** Reads the whole cluster behind a compressed mapping. */
@@ -58,26 +53,18 @@ export function readCompressedCluster(
 
 /** One cluster as a stream; undefined when that is not smaller. */
 export function deflateCluster(type: CompressionType, cluster: Uint8Array): Uint8Array | undefined {
-  if (type !== 'zlib') return undefined;
+  if (type === 'zstd') return zstd().compress(cluster, cluster.length - 1);
   // Readers of the format may have a window of 4 KiB only.
-  const made = zlib.deflateRawSync(cluster, { windowBits: 12 });
+  const made = zlib.deflateRawSync(cluster, { windowBits: 12, memLevel: 9 });
   return made.length < cluster.length ? made : undefined;
 }
 
-function inflate(bytes: Uint8Array, length: number): Uint8Array {
-  return zlib.inflateRawSync(bytes, { maxOutputLength: length });
+function inflate(bytes: Uint8Array, cluster: Uint8Array): number {
+  const made = zlib.inflateRawSync(bytes, { maxOutputLength: cluster.length });
+  cluster.set(made);
+  return made.length;
 }
 
-function unzstd(bytes: Uint8Array, length: number): Uint8Array {
-  const frame = bytes.subarray(0, frameLength(bytes, length));
-  if (nativeZstd !== undefined) return nativeZstd(frame, { maxOutputLength: length });
-  const made = new Uint8Array(length);
-  let done = 0;
-  const decoder = new Decompress((chunk) => {
-    if (done + chunk.length > length) throw new Error(`it makes more than ${length} bytes`);
-    made.set(chunk, done);
-    done += chunk.length;
-  });
-  decoder.push(frame, true);
-  return made.subarray(0, done);
+function unzstd(bytes: Uint8Array, cluster: Uint8Array): number {
+  return zstd().decompress(bytes.subarray(0, frameLength(bytes, cluster.length)), cluster);
 }

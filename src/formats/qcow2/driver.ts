@@ -8,22 +8,22 @@ import type { ImageState } from '../../shared/image-state';
 import type { TableCache, TableSlice } from '../../shared/table-cache';
 import type { Storage } from '../../storage/storage';
 import { alignDown, alignUp } from '../../units';
-import type { FormatDriver, HostOffset, Mapping, Reservation, Target } from '../driver';
+import { type FormatDriver, type HostOffset, type Mapping, type Reservation, TableError, type Target } from '../driver';
 import { HostEnd } from '../host-end';
 import { readCompressedCluster } from './compressed';
+import { Qcow2Compressor } from './compressor';
 import { COPIED, clearCopied, highOf, lowOf, swap } from './entry';
+import { GiveBack } from './give-back';
 import { Growth } from './growth';
 import { encodeQcow2Fields } from './header';
 import { maxVirtualSize, QCOW2_CAPABILITIES, type Qcow2Header } from './layout';
 import { OWNED, Qcow2Mapping, SLICE_WORDS } from './mapping';
-import { namesPlace, ownCluster, publishClusters, publishSubclusters } from './publish';
+import { dropOld, namesPlace, ownCluster, publishClusters, publishCompressed, publishSubclusters } from './publish';
 import { type Place, Refcounts } from './refcounts';
 import { Qcow2Snapshots } from './snapshots';
 import { Qcow2State } from './state';
 
 const log = logOf('qcow2');
-/** Table slices that freeing one run of clusters may ask for. */
-const LOADS_MAX = 64;
 
 export class Qcow2Driver implements FormatDriver {
   readonly format = 'qcow2';
@@ -41,6 +41,8 @@ export class Qcow2Driver implements FormatDriver {
   readonly refcounts: Refcounts;
   readonly growth: Growth;
   readonly snapshots: Qcow2Snapshots | undefined;
+  readonly compressor: Qcow2Compressor | undefined;
+  private readonly giver: GiveBack;
   private readonly hostEnd: HostEnd;
   private l2Hint = 0;
 
@@ -57,8 +59,12 @@ export class Qcow2Driver implements FormatDriver {
     this.refcounts = new Refcounts(header, storage, state, this.own, cache, imageId);
     this.hostEnd = new HostEnd(storage, state, header.clusterSize);
     const { own, refcounts, hostEnd } = this;
+    if (!storage.readOnly) refcounts.rememberBlocks();
+    this.giver = new GiveBack(storage, state, refcounts, cache, imageId, header.clusterSize);
     this.growth = new Growth(header, storage, state, own, refcounts, cache, imageId, hostEnd);
-    // What is in a data file is overwritten in place: no snapshot could keep it.
+    // Data files hold what the guest sees. What is in them is overwritten in place: no snapshot could keep it.
+    this.compressor =
+      header.dataFile === undefined ? new Qcow2Compressor(header, storage.path, state, own, refcounts) : undefined;
     this.snapshots =
       header.dataFile === undefined
         ? new Qcow2Snapshots({ header, storage, state, own, refcounts, growth: this.growth }, cache, imageId)
@@ -166,26 +172,20 @@ export class Qcow2Driver implements FormatDriver {
     if (claimed === 1) this.state.addDirtySlots(1);
     this.l2Hint = slot;
     const word = slot * SLICE_WORDS + (index * mapping.entryBytes) / 4;
+    // Whatever an entry says: a table that is in use is not given up.
+    const refuse = (at: HostOffset, bytes: number) => this.refuseTables(at, bytes);
+    for (let i = 0; i < count; i++) {
+      dropOld(cache.words32, word + (i * mapping.entryBytes) / 4, mapping, guest + i * this.clusterSize, refuse);
+    }
     const drop = (at: HostOffset, bytes: number) => this.drop(at, bytes);
-    if (this.header.extendedL2) publishSubclusters(cache, mapping, word, guest, length, target, drop);
+    if (target.kind === 'compressed') publishCompressed(cache.words32, mapping, word, guest, target, drop);
+    else if (this.header.extendedL2) publishSubclusters(cache, mapping, word, guest, length, target, drop);
     else publishClusters(cache, mapping, word, guest, count, target, drop);
     return undefined;
   }
 
-  /** One reference less for each cluster; those without any are cleaned first and then free. */
   giveBack(offset: HostOffset, length: number): void {
-    for (let done = 0; done < length; ) {
-      try {
-        done += this.giveBackSome(offset + done, length - done);
-      } catch (error) {
-        if (done === 0) throw error;
-        // A part is done and must not be counted down twice: the rest goes its way again.
-        this.locked(() => this.growth.drop(offset + done, length - done));
-        log('%s: %d bytes at %d are freed later: %s', this.storage.path, length - done, offset + done, error);
-        return;
-      }
-    }
-    this.state.markDataDirty();
+    this.giver.giveBack(offset, length);
   }
 
   readCompressed(mapping: Extract<Mapping, { kind: 'compressed' }>, cluster: Uint8Array): void {
@@ -206,6 +206,29 @@ export class Qcow2Driver implements FormatDriver {
   writeHeader(fields: { dirty: boolean; virtualSize: number }): void {
     const bytes = encodeQcow2Fields(this.own.current(this.header, fields));
     this.storage.write(0, bytes, 0, bytes.length, 'header-update');
+  }
+
+  refuseTables(offset: HostOffset, length: number): void {
+    const { own, refcounts, clusterSize } = this;
+    if (this.header.dataFile !== undefined) return;
+    const start = alignDown(offset, clusterSize);
+    const where = own.tablesIn(start, offset + length - start, clusterSize) ?? refcounts.knownTableIn(offset, length);
+    if (where === undefined) return;
+    const { path } = this.storage;
+    const message = `Cannot write to qcow2 image "${path}": guest data at ${hex(offset)} would overwrite ${where}; run "imagefs check"`;
+    throw new TableError(message, path, offset);
+  }
+
+  markCorrupt(): void {
+    const { state, storage } = this;
+    state.metaMutex.with(() => {
+      if (state.corrupt) return;
+      log('%s: marking the image corrupt', storage.path);
+      // Nobody begins a change any more, also when the header cannot be written.
+      state.markCorrupt();
+      // Version 2 has no bit for it.
+      if (this.header.version > 2) this.growth.publishHeader({});
+    });
   }
 
   /** Takes one cluster for a table, with the refcount block that it may need. The meta mutex is held, the lock is not. */
@@ -284,10 +307,21 @@ export class Qcow2Driver implements FormatDriver {
     const { lock } = this.state;
     lock.lockShared();
     try {
-      return this.mapping.l1Entry(guest);
+      const table = this.mapping.l1Entry(guest);
+      if (typeof table === 'number' && table !== 0) this.refuseForeignTable(table - (table % 2), guest);
+      return table;
     } finally {
       lock.unlockShared();
     }
+  }
+
+  /** Entries would be written there: it must not be something else. The lock is held. */
+  private refuseForeignTable(table: HostOffset, guest: number): void {
+    const { own, refcounts, mapping, clusterSize } = this;
+    const where =
+      own.tablesIn(table, clusterSize, clusterSize) ??
+      refcounts.knownTableIn(mapping.sliceOffset(table, guest), 1, 'l2');
+    if (where !== undefined) throw mapping.corruptEntry('L1', guest, `table offset ${hex(table)} (${where})`);
   }
 
   /** Word of the L2 entry for `guest`, in a table of its own; or the slice to load. Lock held exclusively. */
@@ -311,61 +345,9 @@ export class Qcow2Driver implements FormatDriver {
   private drop(offset: HostOffset, length: number): void {
     if (this.header.dataFile !== undefined) return;
     const start = alignDown(offset, this.clusterSize);
-    this.growth.drop(start, alignUp(offset + length, this.clusterSize) - start);
-  }
-
-  /** Clusters from `offset` on with one reference, or a single one with several or none. @returns bytes done */
-  private giveBackSome(offset: HostOffset, length: number): number {
-    const { refcounts, clusterSize, storage } = this;
-    const first = offset / clusterSize;
-    const most = length / clusterSize;
-    const counts = this.loading(() => {
-      const count = refcounts.get(first);
-      if (typeof count === 'object' || count !== 1) return count;
-      let clusters = 1;
-      while (clusters < most && refcounts.get(first + clusters) === 1) clusters++;
-      return -clusters;
-    });
-    // Never counted: the rest of a place that could not be taken.
-    if (counts === 0) return clusterSize;
-    const clusters = Math.max(1, -counts);
-    if (counts < 0) storage.punch(offset, clusters * clusterSize, 'cluster-free');
-    let done = 0;
-    try {
-      this.loading(() => {
-        for (; done < clusters; done++) {
-          const left = refcounts.decrement(first + done);
-          if (typeof left === 'object') return left;
-          if (left > 0) continue;
-          refcounts.forgetTables(offset + done * clusterSize);
-          // Counted down by somebody else meanwhile, so that nobody has cleaned it: only the search may find it.
-          if (counts < 0) refcounts.addFree(offset + done * clusterSize, clusterSize);
-          else refcounts.searchAgain(first);
-        }
-        return 0;
-      });
-    } catch (error) {
-      if (done === 0) throw error;
-    }
-    return done * clusterSize;
-  }
-
-  /** Runs `body` under the exclusive lock until it does not answer a slice to load. For the flush, which has no engine above it. */
-  private loading(body: () => number | TableSlice): number {
-    for (let attempt = 0; ; attempt++) {
-      const result = this.locked(body);
-      if (typeof result === 'number') return result;
-      const read = (target: Uint8Array, at: number, length: number) => {
-        this.storage.read(result.offset, target, at, length);
-      };
-      // Slices may also evict each other, where all but one slot of their set are dirty: the next flush tries again.
-      if (attempt > LOADS_MAX || !this.cache.load(this.imageId, result, read)) {
-        throw new BlockError(
-          'IO',
-          `Cannot free clusters of "${this.storage.path}" now: the table cache is full of changes`,
-        );
-      }
-    }
+    const end = alignUp(offset + length, this.clusterSize);
+    this.growth.drop(start, end - start);
+    this.refcounts.endStreams(start / this.clusterSize, (end - start) / this.clusterSize);
   }
 
   private locked<T>(body: () => T): T {

@@ -75,6 +75,17 @@ export function compressedBytes(high: number, low: number, clusterBits: number):
   return (sectors + 1) * SECTOR - (low & (SECTOR - 1));
 }
 
+/** Entry of compressed data: `offset` is a byte position below `compressedLimit`. */
+export function compressedEntry(offset: number, bytes: number, clusterBits: number): { high: number; low: number } {
+  const sectors = Math.floor((offset + bytes - 1) / SECTOR) - Math.floor(offset / SECTOR);
+  return { high: COMPRESSED + sectors * 2 ** (38 - clusterBits) + highOf(offset), low: lowOf(offset) };
+}
+
+/** Offsets of compressed data that an entry can say are below this. */
+export function compressedLimit(clusterBits: number): number {
+  return 2 ** Math.min(53, 70 - clusterBits);
+}
+
 /** How many bits in a row are set from bit `from` on. */
 export function runOfBits(pattern: number, from: number): number {
   const inverted = ~(pattern >>> from);

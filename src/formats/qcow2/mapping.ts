@@ -2,10 +2,10 @@
  * Which cluster lies where: lookups in one L1 table and its L2 tables, through the shared table cache. The active tables
  * and those of every snapshot are looked up by the same code; only the place of the L1 table differs.
  */
-import { BlockError, hex } from '../../errors';
+import { hex } from '../../errors';
 import type { ImageState } from '../../shared/image-state';
 import { SLICE_BYTES, type TableCache, type TableLevel, type TableSlice } from '../../shared/table-cache';
-import type { Mapping } from '../driver';
+import { type Mapping, TableError } from '../driver';
 import {
   bitAt,
   compressedBytes,
@@ -265,12 +265,12 @@ export class Qcow2Mapping {
     return { kind: 'compressed', length, offset, bytes: compressedBytes(high, low, clusterBits) };
   }
 
-  corruptEntry(table: 'L1' | 'L2', guest: number, found: string): BlockError {
+  corruptEntry(table: 'L1' | 'L2', guest: number, found: string): TableError {
     const { path } = this;
-    return new BlockError(
-      'CORRUPT_IMAGE',
+    return new TableError(
       `Cannot look up guest offset ${hex(guest)} of qcow2 image "${path}": ${table} ${found} is not allowed, clusters lie in [${hex(this.clusterSize)}, ${hex(this.state.fileEnd)}); run "imagefs check"`,
-      { path, offset: guest },
+      path,
+      guest,
     );
   }
 }

@@ -5,6 +5,7 @@ import {
   bitRange,
   COPIED,
   compressedBytes,
+  compressedEntry,
   compressedOffset,
   highOf,
   isCompressed,
@@ -17,6 +18,9 @@ import {
   ZERO,
 } from './entry';
 import type { Qcow2Mapping } from './mapping';
+
+/** What clusters of any number can point to. */
+type WholeTarget = Exclude<Target, { kind: 'compressed' }>;
 
 /** Told about each place that is not named any more: bytes, not always whole clusters. */
 export type Drop = (offset: HostOffset, length: number) => void;
@@ -33,7 +37,7 @@ export function publishClusters(
   word: number,
   guest: number,
   count: number,
-  target: Target,
+  target: WholeTarget,
   drop: Drop,
 ): void {
   const { clusterSize } = mapping;
@@ -46,6 +50,23 @@ export function publishClusters(
   }
 }
 
+/** One cluster becomes a stream of `bytes` at `offset`. @param word index in `cache.words32` of its entry */
+export function publishCompressed(
+  words: Uint32Array,
+  mapping: Qcow2Mapping,
+  word: number,
+  guest: number,
+  target: Extract<Target, { kind: 'compressed' }>,
+  drop: Drop,
+): void {
+  dropOld(words, word, mapping, guest, drop);
+  const { high, low } = compressedEntry(target.offset, target.bytes, mapping.clusterBits);
+  words[word] = swap(high);
+  words[word + 1] = swap(low);
+  // With subclusters the second half of an entry is zero here.
+  if (mapping.entryBytes > 8) words.fill(0, word + 2, word + 4);
+}
+
 /**
  * Extended entries: `[guest, guest + length)` is whole subclusters of any number of clusters.
  */
@@ -55,7 +76,7 @@ export function publishSubclusters(
   word: number,
   guest: number,
   length: number,
-  target: Target,
+  target: WholeTarget,
   drop: Drop,
 ): void {
   const { clusterSize, subclusterSize } = mapping;
@@ -119,8 +140,8 @@ function clearSubclusters(
   words[at + 3] = swap(allocated);
 }
 
-/** Gives up what an entry names: a cluster, also one that is kept for zeroes, or compressed data. Places nobody can mean are left alone. */
-function dropOld(words: Uint32Array, at: number, mapping: Qcow2Mapping, guest: number, drop: Drop): void {
+/** What an entry names and gives up: a cluster, also one that is kept for zeroes, or compressed data. Places nobody can mean are left alone. */
+export function dropOld(words: Uint32Array, at: number, mapping: Qcow2Mapping, guest: number, drop: Drop): void {
   const high = swap(words[at]);
   const low = swap(words[at + 1]);
   if (isCompressed(high)) {

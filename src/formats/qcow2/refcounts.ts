@@ -11,7 +11,7 @@ import { BlockError, hex } from '../../errors';
 import type { ImageState } from '../../shared/image-state';
 import { SLICE_BYTES, type TableCache, type TableLevel, type TableSlice } from '../../shared/table-cache';
 import type { Storage } from '../../storage/storage';
-import { alignUp } from '../../units';
+import { TableError } from '../driver';
 import { offsetOf, swap } from './entry';
 import type { Qcow2Header } from './layout';
 import { getCount, maxRefcount, setCount } from './refcount-codec';
@@ -23,6 +23,13 @@ const HIGH = 2 ** 32;
 export const NO_BLOCK = -1;
 /** Counts that are not 0 this many clusters past the end of the file: the search for a free one gives up. */
 const SEARCH_PAST_END = 2 ** 20;
+
+const TABLE_NAMES: Record<TableLevel, string> = {
+  l1: 'an L1 table',
+  l2: 'the L2 table',
+  refcount: 'the refcount block',
+  'refcount-table': 'the refcount table',
+};
 
 /** Clusters that an allocation got. */
 export interface Place {
@@ -42,6 +49,8 @@ export class Refcounts {
   readonly perSlice: number;
   readonly sliceBytes: number;
   private readonly clusterSize: number;
+  /** Blocks that the table on disk named when this thread opened the image. They stay where they are. */
+  private readonly blocks = new Set<number>();
   private tableHint = 0;
   private blockHint = 0;
 
@@ -59,6 +68,17 @@ export class Refcounts {
     this.sliceBytes = Math.min(SLICE_BYTES, header.clusterSize);
     this.perBlock = (header.clusterSize * 8) / 2 ** header.refcountOrder;
     this.perSlice = (this.sliceBytes * 8) / 2 ** header.refcountOrder;
+  }
+
+  /** Remembers where the blocks are, so that nothing is written over one. Once, without the lock. */
+  rememberBlocks(): void {
+    const { own, storage, clusterSize } = this;
+    const table = Buffer.alloc(own.refcountTableClusters * clusterSize);
+    storage.read(own.refcountTableOffset, table, 0, table.length);
+    for (let at = 0; at < table.length; at += 8) {
+      const block = table.readUInt32BE(at) * HIGH + offsetOf(0, table.readUInt32BE(at + 4));
+      if (block !== 0) this.blocks.add(block);
+    }
   }
 
   /** Entries of the refcount table. */
@@ -122,7 +142,15 @@ export class Refcounts {
     const slot = this.claim(cluster, count);
     if (typeof slot === 'object') return slot;
     this.fill(slot, cluster, count, value);
+    if (value === 0) this.endStreams(cluster, count);
     return undefined;
+  }
+
+  /** No stream goes behind those in `[cluster, cluster + count)` any more. Lock held exclusively. */
+  endStreams(cluster: number, count: number): void {
+    const { own } = this;
+    const open = Math.floor(own.streamEnd / this.clusterSize);
+    if (open >= cluster && open < cluster + count) own.streamEnd = 0;
   }
 
   /**
@@ -144,7 +172,9 @@ export class Refcounts {
     for (let index = first; index < first + count; index++) {
       const next = getCount(bytes, at, index, this.order) + by;
       setCount(bytes, at, index, this.order, next);
-      if (next === 0) this.searchAgain(cluster + index - first);
+      if (next !== 0) continue;
+      this.searchAgain(cluster + index - first);
+      this.endStreams(cluster + index - first, 1);
     }
     return undefined;
   }
@@ -250,19 +280,24 @@ export class Refcounts {
 
   /** Counts that say "free" about the header or a table are wrong: writing there would destroy the image. */
   refuseMetadata(offset: number, length: number): void {
-    const { own, clusterSize } = this;
-    const end = offset + length;
-    const overlaps = (from: number, bytes: number) => offset < from + alignUp(bytes, clusterSize) && from < end;
-    const where = overlaps(0, clusterSize)
-      ? 'the header'
-      : overlaps(own.l1Offset, own.l1Entries * 8)
-        ? 'the L1 table'
-        : overlaps(own.refcountTableOffset, own.refcountTableClusters * clusterSize)
-          ? 'the refcount table'
-          : own.snapshotCount > 0 && overlaps(own.snapshotsOffset, 1)
-            ? 'the snapshot table'
-            : undefined;
+    const where = this.own.tablesIn(offset, length, this.clusterSize) ?? this.knownTableIn(offset, length);
     if (where !== undefined) throw this.corrupt(`the reference count of ${where} is 0`);
+  }
+
+  /**
+   * A refcount block, or a table that was looked at lately, of another level than `but`; what is no table any more leaves the cache before its
+   * place is used again. The lock is held.
+   */
+  knownTableIn(offset: number, length: number, but?: TableLevel): string | undefined {
+    const { sliceBytes, cache, imageId, clusterSize } = this;
+    for (let at = offset - (offset % clusterSize); at < offset + length; at += clusterSize) {
+      if (this.blocks.has(at)) return `${TABLE_NAMES.refcount} at ${hex(at)}`;
+    }
+    for (let at = offset - (offset % sliceBytes); at < offset + length; at += sliceBytes) {
+      const level = cache.levelOf(imageId, at);
+      if (level !== undefined && level !== but) return `${TABLE_NAMES[level]} at ${hex(at - (at % clusterSize))}`;
+    }
+    return undefined;
   }
 
   private tooMany(): BlockError {
@@ -274,10 +309,9 @@ export class Refcounts {
     );
   }
 
-  corrupt(problem: string): BlockError {
+  corrupt(problem: string): TableError {
     const { path } = this.storage;
-    const message = `Cannot allocate in qcow2 image "${path}": ${problem}; run "imagefs check"`;
-    return new BlockError('CORRUPT_IMAGE', message, { path });
+    return new TableError(`Cannot allocate in qcow2 image "${path}": ${problem}; run "imagefs check"`, path);
   }
 
   /** Slot with the counts, safe from eviction and dirty; or the slice to load. Lock held exclusively. */

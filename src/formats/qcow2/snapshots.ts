@@ -26,11 +26,21 @@ export class Qcow2Snapshots implements SnapshotDriver {
     const { header, storage, state } = this.parts;
     const snapshot = this.find(id);
     if (snapshot === undefined) return undefined;
+    // Every read asks: the list is searched once for each of its states.
+    let searched: KnownSnapshots | undefined;
+    let found = false;
     return {
       info: infoOf(snapshot),
       driver: new Qcow2SnapshotDriver(header, snapshot, storage, storage, state, cache, imageId),
       vmStateOffset: vmStateOffset(header, snapshot),
-      exists: () => this.current().snapshots.some((candidate) => isSame(candidate, snapshot)),
+      exists: () => {
+        const current = this.current();
+        if (current !== searched) {
+          found = current.snapshots.some((candidate) => isSame(candidate, snapshot));
+          searched = current;
+        }
+        return found;
+      },
     };
   }
 

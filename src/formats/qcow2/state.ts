@@ -1,5 +1,6 @@
 /** What of a qcow2 image changes while it is open, in the shared memory of its ImageState: every thread sees the same. */
 import type { ImageState } from '../../shared/image-state';
+import { alignUp } from '../../units';
 import type { Qcow2Header } from './layout';
 
 const L1_OFFSET = 0;
@@ -10,15 +11,15 @@ const SNAPSHOTS_OFFSET = 4;
 const SNAPSHOT_COUNT = 5;
 const SEARCH_FROM = 6;
 const WANTED_BLOCK = 7;
-const CORRUPT = 8;
-const NEXT_L1_OFFSET = 9;
-const NEXT_L1_CLUSTERS = 10;
+const NEXT_L1_OFFSET = 8;
+const NEXT_L1_CLUSTERS = 9;
+const STREAM_END = 10;
 
 /** Named views of `ImageState.numbers`. Changed with the image's lock held exclusively, under the meta mutex but for the search. */
 export class Qcow2State {
   private readonly numbers: Float64Array;
 
-  constructor(state: ImageState) {
+  constructor(private readonly state: ImageState) {
     this.numbers = state.numbers;
   }
 
@@ -30,7 +31,7 @@ export class Qcow2State {
     this.refcountTableClusters = header.refcountTableClusters;
     this.snapshotsOffset = header.snapshotsOffset;
     this.snapshotCount = header.snapshotCount;
-    this.corrupt = header.corrupt;
+    if (header.corrupt) this.state.markCorrupt();
   }
 
   /** The header as it is now. */
@@ -44,8 +45,19 @@ export class Qcow2State {
       refcountTableClusters: this.refcountTableClusters,
       snapshotsOffset: this.snapshotsOffset,
       snapshotCount: this.snapshotCount,
-      corrupt: this.corrupt,
+      corrupt: this.state.corrupt,
     };
+  }
+
+  /** What the header names in `[offset, offset + length)`, or the header itself; undefined: nothing. Lock held, of either side. */
+  tablesIn(offset: number, length: number, clusterSize: number): string | undefined {
+    const end = offset + length;
+    const overlaps = (from: number, bytes: number) => offset < from + alignUp(bytes, clusterSize) && from < end;
+    if (offset < clusterSize) return 'the header';
+    if (overlaps(this.l1Offset, this.l1Entries * 8)) return 'the L1 table';
+    if (overlaps(this.refcountTableOffset, this.refcountTableClusters * clusterSize)) return 'the refcount table';
+    if (this.snapshotCount > 0 && overlaps(this.snapshotsOffset, 1)) return 'the snapshot table';
+    return undefined;
   }
 
   get l1Offset(): number {
@@ -121,10 +133,11 @@ export class Qcow2State {
     this.numbers[NEXT_L1_CLUSTERS] = value;
   }
 
-  get corrupt(): boolean {
-    return this.numbers[CORRUPT] !== 0;
+  /** Where the next stream of compressed data goes, behind the last one in its cluster; 0: nowhere yet. */
+  get streamEnd(): number {
+    return this.numbers[STREAM_END];
   }
-  set corrupt(value: boolean) {
-    this.numbers[CORRUPT] = value ? 1 : 0;
+  set streamEnd(value: number) {
+    this.numbers[STREAM_END] = value;
   }
 }

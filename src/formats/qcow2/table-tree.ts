@@ -2,9 +2,10 @@
  * One L1 table with the L2 tables that it names, as they are in the file: what snapshots share and give up is counted by
  * walking through it. Nobody changes the tables meanwhile, and none differs from the file.
  */
-import { BlockError, hex } from '../../errors';
+import { type BlockError, hex } from '../../errors';
 import type { Storage } from '../../storage/storage';
 import { MIB } from '../../units';
+import { TableError } from '../driver';
 import { compressedBytes, compressedOffset, isCompressed, offsetOf } from './entry';
 import type { Qcow2Header } from './layout';
 
@@ -124,13 +125,10 @@ export class TableTree {
     return offset % clusterSize === 0 && offset >= clusterSize && offset + clusterSize <= this.fileEnd;
   }
 
-  private corrupt(what: string): BlockError {
+  private corrupt(what: string): TableError {
     const { path } = this.storage;
     const allowed = `[${hex(this.header.clusterSize)}, ${hex(this.fileEnd)})`;
-    return new BlockError(
-      'CORRUPT_IMAGE',
-      `Cannot follow the tables of qcow2 image "${path}": ${what} is not a cluster in ${allowed}; run "imagefs check"`,
-      { path },
-    );
+    const problem = `${what} is not a cluster in ${allowed}; run "imagefs check"`;
+    return new TableError(`Cannot follow the tables of qcow2 image "${path}": ${problem}`, path);
   }
 }

@@ -69,11 +69,17 @@ test('an L2 entry that is wrong fails its cluster, on reading and writing, and n
     t.is(Buffer.compare(bytesOf(storage), before), 0, `${name}: reading changed the file`);
 
     const chain = openChainOf([storage]);
-    t.throws(() => chain.node.write(CLUSTER + 5, Buffer.of(1), 0, 1), { instanceOf: BlockError }, name);
     chain.node.write(5, Buffer.of(9), 0, 1);
+    t.throws(() => chain.node.write(CLUSTER + 5, Buffer.of(1), 0, 1), { instanceOf: BlockError }, name);
     chain.node.read(0, bytes, 0, CLUSTER);
     t.is(bytes[5], 9);
     chain.finish();
+    // A stream that is damaged is no table.
+    t.is(
+      readQcow2Header(storage).corrupt,
+      options?.version !== 2 && name !== 'compressed data that are no stream',
+      name,
+    );
   }
   t.is(ENTRIES.length, 10);
 });
