@@ -168,9 +168,12 @@ function words(memory: Buffer): Uint32Array {
   return new Uint32Array(memory.buffer, memory.byteOffset, Math.floor(memory.length / 4));
 }
 
-function afterFailedRead(error: unknown): number {
+/** What a failed read(2) of the device means: `ENDED` or `NOTHING`. Throws what it cannot mean. */
+export function afterFailedRead(error: unknown): number {
   switch ((error as NodeJS.ErrnoException).code) {
     case 'ENODEV':
+    // The mount ended while the kernel was handing out a request of it, or was aborted.
+    case 'ECONNABORTED':
       return ENDED;
     // ENOENT: the request was interrupted before it could be read.
     case 'ENOENT':
