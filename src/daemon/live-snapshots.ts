@@ -25,8 +25,9 @@ export class LiveImage {
 
   /** Finds the mount that can write the image; undefined when there is none, or none that this user may enter. */
   static find(image: string): LiveImage | undefined {
-    for (const { mountpoint, readOnly } of findDaemons()) {
-      if (readOnly || isDead(mountpoint)) continue;
+    for (const { mountpoint, readOnly, named } of findDaemons()) {
+      // Other mounts are not touched: looking into one keeps it busy, and waits for its daemon.
+      if (readOnly || !named.some((name) => mayHold(name, image)) || isDead(mountpoint)) continue;
       const folder = [mountpoint, ...foldersIn(mountpoint)].find((candidate) => isFolderOf(candidate, image));
       if (folder !== undefined) return new LiveImage(folder, mountpoint);
     }
@@ -138,8 +139,23 @@ function infoIn(folder: string): { filename: string; snapshots?: SnapshotInfo[] 
 function isFolderOf(folder: string, image: string): boolean {
   const info = infoIn(folder);
   if (info === undefined) return false;
+  return isSameFile(info.filename, image);
+}
+
+/** Is what the user named at the mount this image, or a directory with it? */
+function mayHold(named: string, image: string): boolean {
+  if (isSameFile(named, image)) return true;
   try {
-    const [a, b] = [fs.statSync(info.filename), fs.statSync(image)];
+    return fs.readdirSync(named).some((name) => isSameFile(path.join(named, name), image));
+  } catch {
+    // No directory, or none that this user may read.
+    return false;
+  }
+}
+
+function isSameFile(first: string, second: string): boolean {
+  try {
+    const [a, b] = [fs.statSync(first), fs.statSync(second)];
     return a.dev === b.dev && a.ino === b.ino;
   } catch {
     // One of them has been removed since it was opened.

@@ -2,7 +2,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import test from 'ava';
-import { imagefs, workspace } from '../mount/cli';
+import { daemonAt, imagefs, workspace } from '../mount/cli';
 import { mount, onBothSessions, standAloneImage, succeed } from './disk-mount';
 import { leaveSound, put, qcow2, qemuIsHere, snapshotsIn } from './snapshot-mount';
 
@@ -59,4 +59,19 @@ test.serial('imagefs snapshot finds the image among several of a mount', async (
   t.deepEqual(fs.readdirSync(path.join(mounted.mountpoint, 'vm.qcow2', 'snapshots')), ['here']);
   t.not((await imagefs(['snapshot', '-c', 'here', other])).code, 0);
   await leaveSound(t, mounted, image, ['here']);
+});
+
+test.serial('imagefs snapshot of one image does not wait for the daemon of another', async (t) => {
+  if (!(await qemuIsHere(t))) return;
+  const [mine, other] = [await qcow2(t, workspace(t)), standAloneImage(workspace(t))];
+  const mounted = await mount(t, 'kernel', [other]);
+  const { pid } = daemonAt(t, mounted.mountpoint);
+  process.kill(pid, 'SIGSTOP');
+  try {
+    const listed = await imagefs(['snapshot', '-l', mine]);
+    const taken = await imagefs(['snapshot', '-c', 'first', mine]);
+    t.deepEqual([listed.code, listed.signal, taken.code, taken.signal], [0, null, 0, null]);
+  } finally {
+    process.kill(pid, 'SIGCONT');
+  }
 });
