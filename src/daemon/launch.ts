@@ -42,6 +42,8 @@ export async function launchDaemon(config: DaemonConfig, named: string[]): Promi
   const control = child.stdio[3] as Duplex;
   const message = await ask(child, control, config);
   if (message.kind === 'failed') {
+    // It holds locks until it has gone, and whoever hears of the failure may try again at once.
+    await ended;
     throw new BlockError(message.code as BlockErrorCode, message.message, { path: config.mountpoint });
   }
   await answers(config.mountpoint);

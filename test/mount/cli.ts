@@ -4,8 +4,12 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import type { ExecutionContext } from 'ava';
+import type { DaemonConfig } from '../../src/daemon/config';
+import type { LaunchedDaemon } from '../../src/daemon/launch';
 import { isInside, MountTable } from '../../src/daemon/mountinfo';
 import { type DaemonProcess, daemonOf, findDaemons } from '../../src/daemon/processes';
+import { BlockError } from '../../src/errors';
+import { unmount } from '../../src/fuse/unmount';
 import { umount } from '../../src/system/mount';
 
 /** The project's directory, seen from dist/test/mount. */
@@ -108,6 +112,52 @@ export async function mount(t: ExecutionContext, args: string[], options: RunOpt
   const result = await imagefs(['mount', ...args], options);
   t.deepEqual([result.code, result.stderr], [0, '']);
   return daemonAt(t, args.at(-1) ?? '');
+}
+
+/** For `launchDaemon`: what `imagefs mount IMAGE MOUNTPOINT` would say, with few threads and little memory. */
+export function daemonConfig(image: string, mountpoint: string, settings: Partial<DaemonConfig> = {}): DaemonConfig {
+  return {
+    mountpoint,
+    source: 'imagefs:test',
+    sources: [{ path: image }],
+    single: true,
+    readOnly: false,
+    threads: 4,
+    threadsMax: 4,
+    session: 'kernel',
+    cacheSize: 4 * 1024 * 1024,
+    backing: 'directory',
+    growable: false,
+    kernelCache: false,
+    allowOther: false,
+    forceShare: false,
+    flags: [],
+    foreground: false,
+    debug: false,
+    ...settings,
+  };
+}
+
+/** The exit code. A detached daemon alone would not keep this process waiting. */
+export async function endOf(daemon: LaunchedDaemon): Promise<number> {
+  const wait = setInterval(() => {}, 60_000);
+  try {
+    return await daemon.ended;
+  } finally {
+    clearInterval(wait);
+  }
+}
+
+/** Unmounts. Somebody else who looks at all mounts (df, imagefs list) keeps one busy for a moment; nobody may do so for long. */
+export async function letGo(mountpoint: string): Promise<void> {
+  for (let pause = 5; ; pause *= 2) {
+    try {
+      return await unmount(mountpoint, { lazy: false });
+    } catch (error) {
+      if (!(error instanceof BlockError && error.code === 'BUSY') || pause > 10_000) throw error;
+      await new Promise((resolve) => setTimeout(resolve, pause));
+    }
+  }
 }
 
 /** The process that serves a mountpoint. */

@@ -4,13 +4,14 @@ import fs from 'node:fs';
 import path from 'node:path';
 import type { Writable } from 'node:stream';
 import test from 'ava';
-import type { DaemonConfig, TestingConfig } from '../../src/daemon/config';
 import { launchDaemon } from '../../src/daemon/launch';
+import { findDaemons } from '../../src/daemon/processes';
 import { isAlive } from '../../src/system/process';
 import {
   assertFree,
   createImage,
   daemonAt,
+  daemonConfig,
   directory,
   imagefs,
   isMounted,
@@ -21,30 +22,6 @@ import {
   until,
   workspace,
 } from './cli';
-
-function configOf(image: string, mountpoint: string, log: string, testing: TestingConfig): DaemonConfig {
-  return {
-    mountpoint,
-    source: 'imagefs:test',
-    sources: [{ path: image }],
-    single: true,
-    readOnly: false,
-    threads: 4,
-    threadsMax: 4,
-    session: 'kernel',
-    cacheSize: 4 * 1024 * 1024,
-    backing: 'directory',
-    growable: false,
-    kernelCache: false,
-    allowOther: false,
-    forceShare: false,
-    flags: [],
-    foreground: false,
-    debug: false,
-    log,
-    testing,
-  };
-}
 
 test('a mount whose daemon was killed is shown as dead, detached and reused', async (t) => {
   const dir = workspace(t);
@@ -84,7 +61,9 @@ test('a worker that dies takes the mount down, releases it and says why', async 
   const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
   const mnt = directory(dir);
   const log = path.join(dir, 'log');
-  const { pid } = await launchDaemon(configOf(image, mnt, log, { workerDiesAtLookup: 'die' }), [image]);
+  const { pid } = await launchDaemon(daemonConfig(image, mnt, { log, testing: { workerDiesAtLookup: 'die' } }), [
+    image,
+  ]);
   fs.writeFileSync(path.join(mnt, 'disk'), 'x', { flag: 'r+' });
   t.is(daemonAt(t, mnt).pid, pid);
   // The request that the worker was serving is never answered by it: taking the mount down ends it. Asked by another process, so
@@ -100,13 +79,24 @@ test('a worker that dies takes the mount down, releases it and says why', async 
   await assertFree(t, image);
 });
 
+test('when a mount has failed its daemon is gone, and the locks with it', async (t) => {
+  const dir = workspace(t);
+  const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
+  const missing = path.join(dir, 'missing');
+  await t.throwsAsync(launchDaemon(daemonConfig(image, missing), [image]), { message: /missing/ });
+  t.false(findDaemons().some(({ mountpoint }) => mountpoint === missing));
+  await assertFree(t, image);
+});
+
 test('a flusher that dies takes the mount down and says why', async (t) => {
   const dir = workspace(t);
   const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
   const mnt = directory(dir);
   const log = path.join(dir, 'log');
   const trigger = path.join(dir, 'trigger');
-  const { pid } = await launchDaemon(configOf(image, mnt, log, { flusherDiesAtFile: trigger }), [image]);
+  const { pid } = await launchDaemon(daemonConfig(image, mnt, { log, testing: { flusherDiesAtFile: trigger } }), [
+    image,
+  ]);
   fs.writeFileSync(trigger, '');
   await until(t, 'the end of the daemon', () => !isAlive(pid));
   t.false(isMounted(mnt));
@@ -157,7 +147,7 @@ test('a daemon whose command has gone before the answer unmounts again', async (
   const main = path.resolve(__dirname, '../../src/daemon/main.js');
   const daemon = spawn(process.execPath, [main], { stdio: ['ignore', 'ignore', 'inherit', 'pipe'] });
   const control = daemon.stdio[3] as Writable;
-  control.write(`${JSON.stringify(configOf(image, mnt, log, {}))}\n`, () => control.destroy());
+  control.write(`${JSON.stringify(daemonConfig(image, mnt, { log }))}\n`, () => control.destroy());
   t.deepEqual(await once(daemon, 'exit'), [0, null]);
   t.false(isMounted(mnt));
   t.regex(fs.readFileSync(log, 'utf8'), /The command that asked for the mount has gone/);
