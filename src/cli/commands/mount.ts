@@ -5,6 +5,7 @@ import type { DaemonConfig } from '../../daemon/config';
 import { type LaunchedDaemon, launchDaemon } from '../../daemon/launch';
 import { collectSources } from '../../daemon/sources';
 import { checkDevice } from '../../fuse/preconditions';
+import { inLimitedMemoryGroup } from '../../system/memory-group';
 import { setIoFlusher } from '../../system/prctl';
 import { type Command, UsageError } from '../command';
 import { flushOutput, printError, printLine } from '../output';
@@ -78,9 +79,20 @@ export async function mountImages(
     ...(log === undefined ? {} : { log: path.resolve(log) }),
   };
   // Inherited by the daemon and all its threads; only possible before they start.
-  if (!setIoFlusher() && settings.debug)
-    say('The kernel refused PR_SET_IO_FLUSHER (needs CAP_SYS_RESOURCE); going on without');
+  if (!setIoFlusher()) warnOfReclaim(settings, say);
   return launchDaemon(config, named);
+}
+
+/** Without PR_SET_IO_FLUSHER the daemon may have to wait, for memory, until it has itself written what a loop device holds back. */
+function warnOfReclaim(settings: MountSettings, say: (message: string) => void): void {
+  if (!settings.readOnly && inLimitedMemoryGroup()) {
+    say(
+      'The kernel refused PR_SET_IO_FLUSHER (needs CAP_SYS_RESOURCE), and the memory of this control group is limited: ' +
+        'a loop device over the mount may hang when programs of the same group write to it',
+    );
+  } else if (settings.debug) {
+    say('The kernel refused PR_SET_IO_FLUSHER (needs CAP_SYS_RESOURCE); going on without');
+  }
 }
 
 function defaultSession(): 'kernel' | 'native' {
