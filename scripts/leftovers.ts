@@ -6,7 +6,7 @@ import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 
-interface Leftovers {
+export interface Leftovers {
   /** Mountpoints, the innermost first. */
   mounts: string[];
   /** `/dev/loop3` */
@@ -67,12 +67,14 @@ function findProcesses(directory: string): Map<number, string> {
   return found;
 }
 
-function findLeftovers(directory: string): Leftovers {
+/** What of this directory is in use now. */
+export function findLeftovers(directory: string): Leftovers {
   const loops = findLoops(directory);
   return { loops, mounts: findMounts(directory, loops), processes: findProcesses(directory) };
 }
 
-function describe(left: Leftovers): string[] {
+/** One line for each. */
+export function describeLeftovers(left: Leftovers): string[] {
   return [
     ...left.mounts.map((path) => `mount ${path}`),
     ...left.loops.map((path) => `loop device ${path}`),
@@ -113,7 +115,7 @@ const nothing = (left: Leftovers) => left.mounts.length + left.loops.length + le
 export async function removeLeftovers(directory: string): Promise<string[]> {
   const left = await until(directory, 3000, nothing);
   if (nothing(left)) return [];
-  const lines = describe(left);
+  const lines = describeLeftovers(left);
   for (const path of left.mounts.filter(isLoopMount)) run('umount', path);
   // Looked up anew: one that detached itself with its mount may already be somebody else's.
   for (const loop of findLoops(directory)) run('losetup', '-d', loop);
@@ -123,7 +125,7 @@ export async function removeLeftovers(directory: string): Promise<string[]> {
   await until(directory, 2000, (now) => now.processes.size === 0);
   for (const path of findLeftovers(directory).mounts) run('umount', '-l', path);
   // The kernel lets go of a loop device a moment later when somebody looks at it just now.
-  const still = describe(await until(directory, 5000, nothing));
+  const still = describeLeftovers(await until(directory, 5000, nothing));
   if (still.length > 0) lines.push(...still.map((line) => `could not remove ${line}`));
   return lines;
 }

@@ -57,6 +57,18 @@ export function checkFile(file: string): CheckResult {
   }
 }
 
+/** `imagefs check -r`. @returns what is left */
+export function repairFile(file: string, mode: 'leaks' | 'all'): CheckResult {
+  const storage = FileStorage.open(file, { readOnly: false });
+  try {
+    const module = probeFormat(storage);
+    if (module.check === undefined) throw new Error(`${module.name} has no check`);
+    return module.check(module.readHeader(storage), storage, mode);
+  } finally {
+    storage.close();
+  }
+}
+
 /** Our own check, changing nothing; of qcow, which has none, a walk over its tables. Raw images are sound. */
 export function checkStorage(storage: Storage): CheckResult {
   const module = probeFormat(storage);
