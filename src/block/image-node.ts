@@ -2,7 +2,7 @@
 import type { Below, Layer } from '../cluster/layer';
 import { BlockError } from '../errors';
 import type { ImageHeader } from '../formats/format';
-import { formatOfBytes, PROBE_BYTES } from '../formats/registry';
+import { formatNameOf, PROBE_BYTES } from '../formats/registry';
 import type { Storage } from '../storage/storage';
 import type { BlockNode, BlockNodeStatistics, BlockStatus, WriteOptions } from './node';
 
@@ -53,12 +53,14 @@ export class ImageNode implements BlockNode, Below {
     this.checkWritable();
     if (length === 0) return;
     this.checkBounds('write', offset, length);
-    if (this.guessedRaw && offset < PROBE_BYTES) this.refuseDisguise(offset, source, at, length);
     const compressed = options?.compressed === true;
     if (compressed) this.checkWholeClusters(offset, length);
     try {
+      const write = (): void => this.layer.write(offset, source, at, length);
       if (compressed) this.layer.writeCompressed(offset, source, at, length);
-      else this.layer.write(offset, source, at, length);
+      else if (this.guessedRaw && offset < PROBE_BYTES)
+        this.undisguised(offset, source.subarray(at, at + length), write);
+      else write();
     } catch (error) {
       this.layer.state.count('failedWriteOperations', 1);
       throw error;
@@ -70,7 +72,11 @@ export class ImageNode implements BlockNode, Below {
     this.checkWritable();
     if (length === 0) return;
     this.checkBounds('write', offset, length);
-    this.layer.writeZeroes(offset, length);
+    const zero = (): void => this.layer.writeZeroes(offset, length);
+    // Zeroes, too, can make a header: of a version that is none they make one that is.
+    if (this.guessedRaw && offset < PROBE_BYTES)
+      this.undisguised(offset, new Uint8Array(Math.min(length, PROBE_BYTES)), zero);
+    else zero();
     this.layer.state.count('unmapOperations', 1);
     this.layer.state.count('unmapBytes', length);
   }
@@ -149,19 +155,24 @@ export class ImageNode implements BlockNode, Below {
 
   /**
    * A disk that was taken for raw because it looked like nothing else must not come to look like something else: whoever
-   * opens it next would follow a header that the guest wrote, and the file names in it.
+   * opens it next would follow a header that the guest wrote, and the file names in it. One such write at a time: two that
+   * look harmless may make a header together.
    */
-  private refuseDisguise(offset: number, source: Uint8Array, at: number, length: number): void {
-    const sector = new Uint8Array(Math.min(PROBE_BYTES, this.size()));
-    this.layer.read(0, sector, 0, sector.length);
-    sector.set(source.subarray(at, at + Math.min(length, sector.length - offset)), offset);
-    const { name } = formatOfBytes(sector);
-    if (name === 'raw') return;
-    throw new BlockError(
-      'DENIED',
-      `Cannot write to "${this.path}": its format was guessed as raw, and its first sector would look like ${name}; open it with --format raw`,
-      { path: this.path, offset },
-    );
+  private undisguised(offset: number, content: Uint8Array, write: () => void): void {
+    this.layer.state.metaMutex.with(() => {
+      const sector = new Uint8Array(Math.min(PROBE_BYTES, this.size()));
+      this.layer.read(0, sector, 0, sector.length);
+      sector.set(content.subarray(0, sector.length - offset), offset);
+      const name = formatNameOf(sector);
+      if (name !== 'raw') {
+        throw new BlockError(
+          'DENIED',
+          `Cannot write to "${this.path}": its format was guessed as raw, and its first sector would look like ${name}; open it with --format raw`,
+          { path: this.path, offset },
+        );
+      }
+      write();
+    });
   }
 
   protected checkBounds(action: string, offset: number, length: number): void {

@@ -2,7 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { BlockError, hostError } from '../errors';
-import { FORMATS } from '../formats/registry';
+import { formatNameOf } from '../formats/registry';
 import type { ImageSource } from './config';
 
 /** Bytes that a format is recognised by. */
@@ -89,7 +89,7 @@ function looksLikeImage(file: string): boolean {
     try {
       const head = Buffer.alloc(PROBE_BYTES);
       const length = fs.readSync(fd, head, 0, PROBE_BYTES, 0);
-      return FORMATS.some((format) => format.probe(head.subarray(0, length)));
+      return formatNameOf(head.subarray(0, length)) !== 'raw';
     } finally {
       fs.closeSync(fd);
     }

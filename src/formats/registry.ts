@@ -1,6 +1,7 @@
 /** The formats. A new one is a folder and a line here. */
 import { BlockError } from '../errors';
 import type { Storage } from '../storage/storage';
+import { foreignFormatOf } from './foreign';
 import type { FormatModule } from './format';
 import { qcowFormat } from './qcow/format';
 import { qcow2Format } from './qcow2/format';
@@ -28,14 +29,27 @@ export function formatByName(name: string): FormatModule {
   return format;
 }
 
-/** Guesses the format from the first bytes; what looks like nothing else is raw. Untrusted: see the gate in `block/`. */
+/**
+ * Guesses the format from the first bytes; what looks like nothing else is raw. Untrusted: see the gate in `block/`. What looks like
+ * a format that we do not have is refused: as raw it would show, and let be overwritten, tables and not a disk.
+ */
 export function probeFormat(storage: Storage): FormatModule {
   const head = new Uint8Array(PROBE_BYTES);
   const got = storage.read(0, head, 0, PROBE_BYTES);
-  return formatOfBytes(head.subarray(0, got));
+  const name = formatNameOf(head.subarray(0, got));
+  const found = FORMATS.find((format) => format.name === name);
+  if (found !== undefined) return found;
+  throw new BlockError(
+    'UNSUPPORTED_FEATURE',
+    `Cannot open "${storage.path}": it looks like ${name}, which is not supported; to see its bytes say that its format is raw`,
+    { path: storage.path },
+  );
 }
 
-/** @param head the first bytes of a file, at most PROBE_BYTES count */
-export function formatOfBytes(head: Uint8Array): FormatModule {
-  return FORMATS.find((format) => format.probe(head)) ?? rawFormat;
+/**
+ * What QEMU, too, would take the file for: one of `FORMATS`, or one that we do not have.
+ * @param head the first bytes of a file, at most PROBE_BYTES count
+ */
+export function formatNameOf(head: Uint8Array): string {
+  return FORMATS.find((format) => format.probe(head))?.name ?? foreignFormatOf(head) ?? rawFormat.name;
 }
