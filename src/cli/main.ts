@@ -95,7 +95,7 @@ function reported(error: unknown, debug: boolean, usageExit: number, name: strin
   } else if (error instanceof BlockError) printError(`imagefs: ${error.message}`);
   else if (isSystemError(error)) printError(`imagefs: ${describeHostError(error)}`);
   else printError(`imagefs: internal error: ${error instanceof Error ? error.message : String(error)}`);
-  if (debug && error instanceof Error) printError(stackOf(error));
+  if (debug && error instanceof Error) for (const line of stackOf(error).split('\n')) printError(line);
   return error instanceof UsageError ? usageExit : EXIT_ERROR;
 }
 

@@ -4,7 +4,8 @@ import path from 'node:path';
 import { BlockError, errnoNameOf, hostError } from '../errors';
 import type { SnapshotInfo } from '../formats/format';
 import { isDead } from './checks';
-import { findDaemons } from './processes';
+import { MOUNT_TYPE, MountTable, ownerOf } from './mountinfo';
+import { type DaemonProcess, findDaemons } from './processes';
 
 /** How long a revert is tried again: a file that was closed just now may count as open for a moment. */
 const CLOSING_MS = 1000;
@@ -25,7 +26,7 @@ export class LiveImage {
 
   /** Finds the mount that can write the image; undefined when there is none, or none that this user may enter. */
   static find(image: string): LiveImage | undefined {
-    for (const { mountpoint, readOnly, named } of findDaemons()) {
+    for (const { mountpoint, readOnly, named } of trustedDaemons()) {
       // Other mounts are not touched: looking into one keeps it busy, and waits for its daemon.
       if (readOnly || !named.some((name) => mayHold(name, image)) || isDead(mountpoint)) continue;
       const folder = [mountpoint, ...foldersIn(mountpoint)].find((candidate) => isFolderOf(candidate, image));
@@ -39,6 +40,9 @@ export class LiveImage {
   }
 
   take(name: string): void {
+    if (!fs.existsSync(this.snapshots)) {
+      throw new BlockError('UNSUPPORTED_FEATURE', 'this image cannot have any', { path: this.folder });
+    }
     this.attempt(() => fs.mkdirSync(path.join(this.snapshots, checked(name))));
   }
 
@@ -95,6 +99,20 @@ export class LiveImage {
         return hostError(error, where);
     }
   }
+}
+
+/**
+ * Daemons whose mounts this user may believe. Anybody can start a process that looks like a daemon, and serve a mount that
+ * keeps its visitors waiting for ever or tells them lies: only the user's own mounts and root's are entered.
+ */
+function trustedDaemons(): DaemonProcess[] {
+  const table = MountTable.read();
+  const daemons = findDaemons();
+  const trusted = new Set([0, process.getuid?.()]);
+  return daemons.filter((daemon) => {
+    const entry = table.find(daemon.mountpoint);
+    return entry?.type === MOUNT_TYPE && trusted.has(daemon.uid) && daemon.uid === ownerOf(entry);
+  });
 }
 
 /** The file can be written by its owner and read by nobody. */

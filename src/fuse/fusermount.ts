@@ -19,9 +19,9 @@ interface Outcome {
   words: string;
 }
 
-/** English words: they are compared below and quoted in messages. */
+/** Nothing but what it takes to find the program. English words: they are compared below and quoted in messages. */
 function environment(more: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv {
-  return { ...process.env, LC_ALL: 'C', ...more };
+  return { PATH: process.env.PATH, LC_ALL: 'C', ...more };
 }
 
 /** `fusermount3: mount failed: Operation not permitted` becomes `mount failed: Operation not permitted`. */

@@ -80,3 +80,42 @@ test.serial('exit bits: 1 usage, 32 failure; -s skips unknown options; -f mounts
   t.regex(sloppy.stderr, /is mounted at/);
   t.true(isMounted(mnt));
 });
+
+/** In a mount namespace of its own, so that the host's fstab and helpers stay as they are. */
+const USER_MOUNTS = `set -e
+mount --bind "$1/fstab" /etc/fstab
+mount --bind "$1/sbin" /sbin
+as() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
+as mount "$1/own.qed"
+grep "$1/mnt fuse.imagefs" /proc/mounts
+head -c 512 "$1/mnt/disk" > /dev/null 2>&1 && echo "root gets in"
+as umount "$1/mnt"
+as mount "$1/other.qed" 2>&1 && echo "mounted what the user may not open"
+grep "$1/mnt " /proc/mounts || echo none
+`;
+
+test.serial('a user whom fstab lets mount opens the image with their own rights, and owns the mount', async (t) => {
+  if (!required(t, isRoot(), 'needs root to become another user')) return;
+  if (!required(t, fs.existsSync('/etc/fstab'), 'needs /etc/fstab')) return;
+  const dir = workspace(t);
+  fs.chmodSync(dir, 0o755);
+  fs.chmodSync('/dev/fuse', 0o666);
+  const mnt = directory(dir);
+  fs.chownSync(mnt, 65534, 65534);
+  for (const name of ['own', 'other']) {
+    const image = await createImage(t, path.join(dir, `${name}.qed`), '1M');
+    fs.chmodSync(image, 0o600);
+    if (name === 'own') fs.chownSync(image, 65534, 65534);
+    fs.appendFileSync(path.join(dir, 'fstab'), `${image} ${mnt} imagefs user,noauto 0 0\n`);
+  }
+  // The project may lie where other users cannot go.
+  const project = directory(dir, 'project');
+  t.is((await run('mount', ['--bind', PROJECT, project])).code, 0);
+  fs.symlinkSync(path.join(project, 'bin/mount.imagefs'), path.join(directory(dir, 'sbin'), 'mount.imagefs'));
+  const { code, stdout, stderr } = await run('unshare', ['-m', 'bash', '-c', USER_MOUNTS, 'bash', dir]);
+  t.is(code, 0, stderr);
+  const lines = stdout.trim().split('\n');
+  t.regex(lines[0] ?? '', /^\S+own\.qed .* rw,nosuid,nodev,.*user_id=65534,.*default_permissions/);
+  t.regex(lines[1] ?? '', /^mount\.imagefs: Cannot open ".*other\.qed".*: Permission denied$/);
+  t.deepEqual(lines.slice(2), ['none']);
+});

@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import fs from 'node:fs';
 import path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -6,6 +8,7 @@ import {
   createImage,
   daemonAt,
   directory,
+  imagefs,
   isMounted,
   isRoot,
   PROJECT,
@@ -96,4 +99,28 @@ test('an image that the user may not open, and --allow-other without permission,
   t.is(other.code, 1);
   t.regex(other.stderr, /^imagefs: [^\n]*user_allow_other[^\n]*\n$/);
   t.false(isMounted(mnt));
+});
+
+test('a process that looks like a daemon cannot make imagefs snapshot enter its folder or believe it', async (t) => {
+  if (!required(t, isRoot(), 'needs root to become another user')) return;
+  const dir = workspace(t);
+  fs.chmodSync(dir, 0o755);
+  const image = path.join(dir, 'vm.qcow2');
+  t.is((await imagefs(['create', '-q', '-f', 'qcow2', image, '1M'])).code, 0);
+  const trap = directory(dir, 'trap');
+  fs.mkdirSync(path.join(trap, 'snapshots'));
+  fs.mkdirSync(path.join(dir, 'daemon'));
+  const program = path.join(dir, 'daemon', 'main.js');
+  fs.writeFileSync(program, "console.log('ready'); setInterval(() => {}, 1e6)");
+  fs.writeFileSync(path.join(trap, 'info.json'), JSON.stringify({ filename: image, snapshots: [{ name: 'lie' }] }));
+  const words = [program, 'imagefs-daemon', trap, 'kernel', 'rw', '--', image];
+  const child = spawn(process.execPath, words, { ...NOBODY, stdio: ['ignore', 'pipe', 'inherit'] });
+  t.teardown(() => child.kill('SIGKILL'));
+  await once(child.stdout, 'data');
+  const taken = await imagefs(['snapshot', '-c', 'real', image]);
+  t.deepEqual([taken.code, taken.stderr], [0, '']);
+  t.deepEqual(fs.readdirSync(path.join(trap, 'snapshots')), []);
+  const listed = await imagefs(['snapshot', '-l', image]);
+  t.regex(listed.stdout, / real /);
+  t.notRegex(listed.stdout, /lie/);
 });

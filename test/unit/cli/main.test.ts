@@ -179,3 +179,14 @@ test('imagefs info --backing-chain tells a loop and a missing layer', (t) => {
   t.regex(imagefs(['info', '--backing-chain', 'c.qed'], directory).stderr, /^imagefs: [^\n]*"gone\.qed"[^\n]*\n$/);
   t.is(imagefs(['info', 'c.qed'], directory).code, 0);
 });
+
+test('a name inside an image cannot command the terminal or fake a line of output', (t) => {
+  const file = path.join(temporaryDirectory(t), 'a.qed');
+  const name = 'x\u001b[2J\nimagefs: all is well\u009b1m';
+  t.is(imagefs(['create', '-q', '-f', 'qed', '-u', '-b', name, '-F', 'qed', file, '1M']).code, 0);
+  const { code, stderr } = imagefs(['map', file]);
+  t.is(code, 1);
+  t.regex(stderr, /^imagefs: Cannot open [^\n]*x\\x1b\[2J\\x0aimagefs: all is well\\x9b1m"[^\n]*\n$/);
+  const traced = imagefs(['map', '--debug', file]).stderr.split('\n');
+  t.true(traced.length > 3, 'a stack has its lines');
+});
