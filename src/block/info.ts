@@ -1,6 +1,7 @@
 /** What there is to know about an image, in the words of `qemu-img info`: virtual file `info.json` and the command line. */
 import type { FormatDescription, ImageHeader, SnapshotInfo } from '../formats/format';
 import { humanSize } from '../units';
+import { protocolOf } from './gate';
 import { snapshotLines, specificLines } from './info-text';
 import type { BlockNode } from './node';
 import { descriptionOf, imageHeaderOf } from './open';
@@ -18,6 +19,8 @@ export interface ImageInfo {
   'full-backing-filename'?: string;
   'backing-filename'?: string;
   'dirty-flag': boolean;
+  /** Ours: opened beside somebody who may write, so that what is shown need not fit together. Otherwise absent. */
+  consistent?: false;
 }
 
 /** What `info` is made from. */
@@ -31,9 +34,6 @@ export interface InfoSource {
   /** What the format has to say. */
   description?: FormatDescription;
 }
-
-/** `nbd:...`, `json:...`: no path, and shown as it is. */
-const PROTOCOL = /^[a-z][a-z0-9+.-]*:/i;
 
 /** The information about the top layer of `node`. */
 export function imageInfo(node: BlockNode): ImageInfo {
@@ -61,15 +61,16 @@ export function infoOf(source: InfoSource): ImageInfo {
       ? {}
       : { 'full-backing-filename': backingPath(path, backing.name), 'backing-filename': backing.name }),
     'dirty-flag': header.dirty,
+    ...(header.shared === true ? { consistent: false } : {}),
   };
 }
 
 /**
  * Where a backing file is: a relative name counts from the directory of the image that names it. The text is put together
- * and not normalised, as qemu-img shows it: `sub/../base.qed`.
+ * and not normalised, as qemu-img shows it: `sub/../base.qed`. A protocol name is no path, and shown as it is.
  */
 export function backingPath(imagePath: string, name: string): string {
-  if (PROTOCOL.test(name)) return name;
+  if (protocolOf(name) !== undefined) return name;
   return name.startsWith('/') ? name : imagePath.slice(0, imagePath.lastIndexOf('/') + 1) + name;
 }
 

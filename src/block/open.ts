@@ -9,10 +9,10 @@ import { logOf } from '../log';
 import { createImageState, ImageState, type ImageStateDescriptor, NEED_CHECK_CLEAR } from '../shared/image-state';
 import { TableCache } from '../shared/table-cache';
 import { attachStorage } from '../storage/attach';
-import { FileStorage } from '../storage/file';
-import { lockImage, READER_LOCK, WRITER_LOCK } from '../storage/image-lock';
+import { FileStorage, type OpenedFile } from '../storage/file';
+import { lockImage, lockRequestFor } from '../storage/image-lock';
 import type { Storage, StorageDescriptor } from '../storage/storage';
-import { type BackingGate, checkRawFile, resolveFileName } from './gate';
+import { type BackingGate, checkRawFile, type NamedFile, namingImage, resolveFileName } from './gate';
 import { ImageNode } from './image-node';
 import type { BlockNode } from './node';
 
@@ -33,8 +33,10 @@ export interface OpenOptions {
   imageId: number;
   /** Take QEMU's locks. */
   lock: boolean;
-  /** Open read-only beside a writer, taking no lock (qemu-img's -U): what is read may be inconsistent. */
+  /** Open read-only beside a writer (qemu-img's -U): what is read may be inconsistent. */
   forceShare?: boolean;
+  /** Write beside other writers, where the top image is raw. */
+  shareWrites?: boolean;
   /** Open the top image only: its backing file is not needed (`info`, `check`). */
   withoutBacking?: boolean;
 }
@@ -167,23 +169,16 @@ function openChain(path: string, options: OpenOptions, layers: LayerDescriptor[]
       );
     }
     const readOnly = options.readOnly || layers.length > 0;
-    const storage = openLayerFile(current, readOnly);
+    const storage = openLayerFile(current, readOnly, options.backing);
     storages.push(storage);
     refuseLoop(storage, current.overlay?.path, seen);
-    const { module, header: found, probed } = probeImage(storage, current.format);
-    if (current.overlay !== undefined && module.name === 'raw')
-      checkRawFile('backing file', current.overlay, storage, options.backing);
-    const locks = options.lock && !(readOnly && options.forceShare === true);
-    if (locks) lockImage(storage.fd, current.path, readOnly ? READER_LOCK : WRITER_LOCK);
-    // Whoever had the lock before may have changed it since.
-    const header = locks ? module.readHeader(storage) : found;
+    const { module, header } = openHeader(storage, current, readOnly, options);
     const data = openDataFile(storage, header, readOnly, options);
     if (data !== undefined) {
       storages.push(data);
       refuseLoop(data, current.path, seen);
-      if (locks) lockImage(data.fd, data.path, readOnly ? READER_LOCK : WRITER_LOCK);
+      lockLayer(data, module.name, readOnly, options);
     }
-    if (probed) header.probed = true;
     if (!readOnly) module.prepareWrite?.(header, storage);
     const state = createImageState(options.threads, !readOnly);
     module.initState(header, storage, new ImageState(state, 0));
@@ -205,6 +200,36 @@ function openChain(path: string, options: OpenOptions, layers: LayerDescriptor[]
   }
 }
 
+/** Recognises the image, judges it and takes its lock. */
+function openHeader(
+  storage: FileStorage,
+  { format, overlay }: NamedLayer,
+  readOnly: boolean,
+  options: OpenOptions,
+): { module: FormatModule; header: ImageHeader } {
+  const found = probeImage(storage, format);
+  lockLayer(storage, found.module.name, readOnly, options);
+  // Whoever had the lock before may have changed it since: into another format, even.
+  const { module, header, probed } = probeImage(storage, format);
+  if (module.name !== found.module.name) {
+    throw new BlockError('BUSY', `Cannot open "${storage.path}": it became ${module.name} while it was opened`, {
+      path: storage.path,
+    });
+  }
+  // With a word for its format it was judged before it was opened.
+  if (overlay !== undefined && module.name === 'raw' && probed)
+    checkRawFile('backing file', namingImage(overlay), storage, options.backing);
+  if (probed) header.probed = true;
+  if (options.forceShare === true) header.shared = true;
+  return { module, header };
+}
+
+function lockLayer(storage: FileStorage, format: string, readOnly: boolean, options: OpenOptions): void {
+  if (!options.lock) return;
+  const share = (readOnly ? options.forceShare : options.shareWrites) === true;
+  lockImage(storage.fd, storage.path, lockRequestFor({ readOnly, share }, format));
+}
+
 /** The external file with the guest data, if the image has one; not needed where the backing file is not. */
 function openDataFile(
   image: FileStorage,
@@ -215,35 +240,31 @@ function openDataFile(
   if (header.dataFile === undefined || options.withoutBacking === true) return undefined;
   const { path } = image;
   const dataPath = resolveFileName('data file', path, header.dataFile.name);
-  let data: FileStorage;
+  const admit = (file: OpenedFile): void => checkRawFile('data file', namingImage(image), file, options.backing);
   try {
-    data = FileStorage.open(dataPath, { readOnly });
+    return FileStorage.open(dataPath, { readOnly, admit });
   } catch (error) {
-    if (!(error instanceof BlockError)) throw error;
-    throw new BlockError(error.code, `Cannot open the data file of "${path}": ${error.message}`, {
-      path: dataPath,
-      cause: error.cause,
-    });
+    throw errorOfNamed('data file', path, error);
   }
-  try {
-    checkRawFile('data file', image, data, options.backing);
-  } catch (error) {
-    data.close();
-    throw error;
-  }
-  return data;
 }
 
-function openLayerFile(layer: NamedLayer, readOnly: boolean): FileStorage {
+function openLayerFile({ path, format, overlay }: NamedLayer, readOnly: boolean, gate: BackingGate): FileStorage {
+  if (overlay === undefined) return FileStorage.open(path, { readOnly });
+  const admit = (file: OpenedFile): void => {
+    if (format === 'raw') checkRawFile('backing file', namingImage(overlay), file, gate);
+  };
   try {
-    return FileStorage.open(layer.path, { readOnly });
+    return FileStorage.open(path, { readOnly, admit });
   } catch (error) {
-    if (layer.overlay === undefined || !(error instanceof BlockError)) throw error;
-    throw new BlockError(error.code, `Cannot open the backing file of "${layer.overlay.path}": ${error.message}`, {
-      path: layer.path,
-      cause: error.cause,
-    });
+    throw errorOfNamed('backing file', overlay.path, error);
   }
+}
+
+/** Says whose file it is. The gate does so itself. */
+function errorOfNamed(what: NamedFile, image: string, error: unknown): unknown {
+  if (!(error instanceof BlockError) || (error.code === 'DENIED' && error.cause === undefined)) return error;
+  const { code, path, cause } = error;
+  return new BlockError(code, `Cannot open the ${what} of "${image}": ${error.message}`, { path, cause });
 }
 
 /** The same file twice in one chain is a loop, by whatever names. */

@@ -42,6 +42,13 @@ export function outputFormat(value: string | undefined): 'human' | 'json' {
   throw new UsageError('--output must be used with human or json as argument');
 }
 
+/** The value of `--backing`: which raw files an image may name. */
+export function backingArgument(value: string | undefined): 'directory' | 'any' {
+  if (value === undefined || value === 'directory') return 'directory';
+  if (value === 'any') return 'any';
+  throw new UsageError(`Invalid backing "${value}": use directory or any`);
+}
+
 const SUFFIXES = 'bkmgtpe';
 
 /**

@@ -3,13 +3,13 @@
  * backing file of an image unless its chain was asked for, so that a missing one stands in nobody's way.
  */
 import * as fs from 'node:fs';
-import { resolveFileName } from '../block/gate';
+import { type BackingGate, checkRawFile, type NamingImage, namingImage, resolveFileName } from '../block/gate';
 import { CHAIN_DEPTH_MAX, probeImage } from '../block/open';
 import { BlockError, hostError } from '../errors';
 import type { FormatModule, ImageHeader } from '../formats/format';
 import { formatByName, probeFormat } from '../formats/registry';
-import { FileStorage } from '../storage/file';
-import { lockImage, READER_LOCK, WRITER_LOCK } from '../storage/image-lock';
+import { FileStorage, type OpenedFile } from '../storage/file';
+import { lockImage, lockRequestFor, WRITER_LOCK } from '../storage/image-lock';
 import type { Storage, StorageEvent } from '../storage/storage';
 import { UsageError } from './command';
 
@@ -24,8 +24,10 @@ export interface FileOptions {
   /** Absent: recognised by the first bytes. */
   format: string | undefined;
   readOnly: boolean;
-  /** Read although somebody else writes: takes no lock. */
+  /** Read although somebody else writes. */
   forceShare: boolean;
+  /** As for `FileStorage.open`. */
+  admit?: ((file: OpenedFile) => void) | undefined;
   /** To be checked: the header may name tables that are not where it says. */
   damaged?: boolean;
 }
@@ -41,38 +43,64 @@ export function onlyFile(positionals: string[]): string {
 export function withImageFile<T>(path: string, options: FileOptions, use: (file: ImageFile) => T): T {
   // Before the file is opened: the message is about the word then.
   if (options.format !== undefined) formatByName(options.format);
-  const storage = FileStorage.open(path, { readOnly: options.readOnly });
+  const storage = FileStorage.open(path, { readOnly: options.readOnly, admit: options.admit });
   try {
-    // A writer never shares, whatever is asked for.
-    if (!options.readOnly) lockImage(storage.fd, path, WRITER_LOCK);
-    else if (!options.forceShare) lockImage(storage.fd, path, READER_LOCK);
-    const { module, header } = options.damaged
-      ? probeDamaged(storage, options.format)
-      : probeImage(storage, options.format);
-    return use({ path, storage, module, header });
+    return use(lockedImage(storage, options));
   } finally {
     storage.close();
   }
 }
 
+function lockedImage(storage: FileStorage, options: FileOptions): ImageFile {
+  const { path } = storage;
+  const { readOnly, forceShare, format } = options;
+  const { name } = moduleOf(storage, format);
+  // As QEMU: raw images have no tables that must fit together, so that looking at one need not keep writers away. A
+  // writer never shares, whatever is asked for.
+  const share = readOnly && (forceShare || name === 'raw');
+  lockImage(storage.fd, path, lockRequestFor({ readOnly, share }, name));
+  const { module, header } = options.damaged ? probeDamaged(storage, format) : probeImage(storage, format);
+  return { path, storage, module, header };
+}
+
+function moduleOf(storage: Storage, format: string | undefined): FormatModule {
+  return format === undefined ? probeFormat(storage) : formatByName(format);
+}
+
 function probeDamaged(storage: Storage, format: string | undefined): { module: FormatModule; header: ImageHeader } {
-  const module = format === undefined ? probeFormat(storage) : formatByName(format);
+  const module = moduleOf(storage, format);
   return { module, header: module.readDamagedHeader?.(storage) ?? module.readHeader(storage) };
 }
 
-/** The same for an image and all layers below it, top first. */
-export function withChain<T>(path: string, options: FileOptions, use: (file: ImageFile) => T): T[] {
+/** A layer of a chain; `overlay` names it as its backing file. */
+interface NamedLayer {
+  path: string;
+  format: string | undefined;
+  overlay?: NamingImage;
+}
+
+/** The same for an image and all layers below it, top first, as far as the gate lets them be opened. */
+export function withChain<T>(
+  path: string,
+  options: FileOptions & { backing: BackingGate },
+  use: (file: ImageFile) => T,
+): T[] {
   const results: T[] = [];
   const seen = new Set<string>();
-  let next: { path: string; format: string | undefined } | undefined = { path, format: options.format };
+  let next: NamedLayer | undefined = { path, format: options.format };
   while (next !== undefined) {
-    const { path: current, format }: { path: string; format: string | undefined } = next;
+    const { path: current, format, overlay }: NamedLayer = next;
     if (results.length === CHAIN_DEPTH_MAX) {
       throw new BlockError('LIMIT_EXCEEDED', `Backing chain of "${path}" has more than ${CHAIN_DEPTH_MAX} layers`, {
         path,
       });
     }
-    next = withImageFile(current, { ...options, format }, (file) => {
+    const judge = (file: OpenedFile): void => {
+      if (overlay !== undefined) checkRawFile('backing file', overlay, file, options.backing);
+    };
+    const named: FileOptions = { ...options, format, admit: format === 'raw' ? judge : undefined };
+    next = withImageFile(current, named, (file): NamedLayer | undefined => {
+      if (file.module.name === 'raw') judge(file.storage);
       if (!isNew(file.storage, seen)) {
         throw new BlockError('CORRUPT_IMAGE', `Backing file "${current}" appears twice in the chain of "${path}"`, {
           path,
@@ -82,7 +110,11 @@ export function withChain<T>(path: string, options: FileOptions, use: (file: Ima
       const { backing } = file.header;
       return backing === undefined
         ? undefined
-        : { path: resolveFileName('backing file', current, backing.name), format: backing.format };
+        : {
+            path: resolveFileName('backing file', current, backing.name),
+            format: backing.format,
+            overlay: namingImage(file.storage),
+          };
     });
   }
   return results;

@@ -35,7 +35,10 @@ export interface DaemonConfig {
   growable: boolean;
   kernelCache: boolean;
   allowOther: boolean;
+  /** Read beside writers. */
   forceShare: boolean;
+  /** Write raw images beside other writers. */
+  shareRw: boolean;
   /** Passed to the kernel: noexec, noatime, ... */
   flags: string[];
   foreground: boolean;

@@ -6,7 +6,7 @@ import { type ImageDescriptor, type OpenImage, openImage } from '../block/open';
 import { supportsSnapshots } from '../block/snapshots';
 import { BlockError, describeHostError } from '../errors';
 import { createTableCache } from '../shared/table-cache';
-import type { TreeImage, TreeLayer } from '../vfs/tree';
+import { modeOfFiles, type TreeImage, type TreeLayer } from '../vfs/tree';
 import type { DaemonConfig, ImageSource } from './config';
 
 interface Entry {
@@ -34,8 +34,9 @@ export class MountedImages {
           threads,
           cache,
           imageId,
-          // Sharing is asked for with read-only alone: then nothing of ours can harm the other side.
-          lock: !config.forceShare,
+          lock: true,
+          forceShare: config.forceShare,
+          shareWrites: config.shareRw,
         });
         imageId = image.nextImageId;
         return { source, image };
@@ -65,7 +66,7 @@ export class MountedImages {
   treeImages(): TreeImage[] {
     return this.entries.map(({ source, image, error }): TreeImage => {
       const name = path.basename(source.path);
-      if (image !== undefined) return { name, layers: layersOf(image.node), snapshots: supportsSnapshots(image.node) };
+      if (image !== undefined) return { name, layers: layersOf(image), snapshots: supportsSnapshots(image.node) };
       return { name, error: error ?? { code: 'IO', message: `Cannot open "${source.path}"` } };
     });
   }
@@ -98,11 +99,17 @@ export class MountedImages {
   }
 }
 
-function layersOf(top: BlockNode): TreeLayer[] {
+function layersOf(image: OpenImage): TreeLayer[] {
   const layers: TreeLayer[] = [];
-  for (let node: BlockNode | undefined = top; node !== undefined; node = node.backing) {
-    const { mode, mtimeMs } = fs.statSync(node.path);
+  let node: BlockNode | undefined = image.node;
+  for (const { storage, data } of image.describe().layers) {
+    if (node === undefined) break;
+    // By descriptors: the names may have come to mean other files.
+    const files = [storage, data].flatMap((file) => (file?.kind === 'file' ? [fs.fstatSync(file.fd)] : []));
+    const mode = modeOfFiles(files, process.getgid?.() ?? 0);
+    const mtimeMs = files[0]?.mtimeMs ?? 0;
     layers.push({ path: path.resolve(node.path), format: node.format, readOnly: node.readOnly, mode, mtimeMs });
+    node = node.backing;
   }
   return layers;
 }

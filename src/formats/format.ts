@@ -23,6 +23,8 @@ export interface ImageHeader {
   dirty: boolean;
   /** Nobody said the format: it was guessed from the first bytes. */
   probed?: boolean;
+  /** Opened although others may write it meanwhile: nothing that is read need fit together. */
+  shared?: boolean;
 }
 
 export interface CreateOptions {

@@ -10,6 +10,16 @@ import type { Storage, StorageDescriptor, StorageEvent } from './storage';
 /** Written where the host cannot punch holes. */
 const ZEROES = new Uint8Array(64 * 1024);
 
+/** Linux, all architectures that Node runs on; Node has no name for it. */
+const O_PATH = 0o10000000;
+
+/** An open file, as it was named. */
+export interface OpenedFile {
+  fd: number;
+  /** For messages. */
+  path: string;
+}
+
 type FileDescriptor = Extract<StorageDescriptor, { kind: 'file' }>;
 
 export class FileStorage implements Storage {
@@ -19,41 +29,39 @@ export class FileStorage implements Storage {
   private readonly isBlockDevice: boolean;
 
   /**
-   * Opens an existing file.
+   * Opens an existing file. What it is gets judged first, without opening it for anything: to open a FIFO or a device can
+   * have effects of its own (a watchdog starts, a tape rewinds). What is opened then is what was judged, whatever its
+   * name has come to mean since.
    * @param path as the user named it
+   * @param options.admit is called with a descriptor that knows the file but cannot read it; throws when it must not be opened
    */
-  static open(path: string, options: { readOnly: boolean }): FileStorage {
-    let fd: number;
+  static open(
+    path: string,
+    options: { readOnly: boolean; admit?: ((file: OpenedFile) => void) | undefined },
+  ): FileStorage {
+    const { readOnly, admit } = options;
+    const action = `Cannot open "${path}"`;
+    const { O_RDONLY, O_RDWR, O_NONBLOCK } = fs.constants;
+    let known: number;
     try {
-      // O_NONBLOCK: a FIFO must not hold us up before we can say that it is none of ours. Files and devices ignore it.
-      fd = fs.openSync(
-        path,
-        (options.readOnly ? fs.constants.O_RDONLY : fs.constants.O_RDWR) | fs.constants.O_NONBLOCK,
-      );
+      known = fs.openSync(path, O_PATH);
     } catch (error) {
-      throw hostError(error, `Cannot open "${path}"${options.readOnly ? '' : ' for writing'}`, { path });
+      throw hostError(error, `${action}${readOnly ? '' : ' for writing'}`, { path });
     }
     try {
-      const stat = fs.fstatSync(fd);
+      const stat = fs.fstatSync(known);
       if (stat.isDirectory())
-        throw new BlockError('INVALID_FORMAT', `Cannot open "${path}": it is a directory, not a disk image`, { path });
+        throw new BlockError('INVALID_FORMAT', `${action}: it is a directory, not a disk image`, { path });
       if (!stat.isFile() && !stat.isBlockDevice()) {
-        throw new BlockError(
-          'INVALID_FORMAT',
-          `Cannot open "${path}": it is neither a regular file nor a block device`,
-          { path },
-        );
+        throw new BlockError('INVALID_FORMAT', `${action}: it is neither a regular file nor a block device`, { path });
       }
-      return new FileStorage({
-        kind: 'file',
-        fd,
-        path,
-        readOnly: options.readOnly,
-        isBlockDevice: stat.isBlockDevice(),
-      });
+      admit?.({ fd: known, path });
+      const fd = fs.openSync(`/proc/self/fd/${known}`, (readOnly ? O_RDONLY : O_RDWR) | O_NONBLOCK);
+      return new FileStorage({ kind: 'file', fd, path, readOnly, isBlockDevice: stat.isBlockDevice() });
     } catch (error) {
-      fs.closeSync(fd);
-      throw hostError(error, `Cannot open "${path}"`, { path });
+      throw hostError(error, `${action}${readOnly ? '' : ' for writing'}`, { path });
+    } finally {
+      fs.closeSync(known);
     }
   }
 

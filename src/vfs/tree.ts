@@ -30,7 +30,7 @@ export interface TreeLayer {
   path: string;
   format: string;
   readOnly: boolean;
-  /** st_mode of the image file; only the permission bits count. */
+  /** Of the image file and its data file (`modeOfFiles`); only the permission bits count. */
   mode: number;
   /** st_mtime of the image file at open, milliseconds since the epoch. */
   mtimeMs: number;
@@ -137,6 +137,19 @@ export function viewMode(layers: readonly TreeLayer[], layer: number): number {
   for (const { mode } of layers.slice(layer)) readable &= mode;
   const own = (layers[layer]?.mode ?? 0) & FILE_BITS;
   return (own & ~READ_BITS) | readable | OWNER_FILE;
+}
+
+/**
+ * Permission bits that a layer made of these host files has in a mount: nobody gets more than every one of them grants.
+ * @param gid of the mount's files. Where it is not the group of the host file, members of both groups get what everybody gets.
+ */
+export function modeOfFiles(files: readonly { mode: number; gid: number }[], gid: number): number {
+  let granted = 0o777;
+  for (const file of files) {
+    const everybody = file.mode & (file.mode >> 3) & 0o7;
+    granted &= file.gid === gid ? file.mode : (file.mode & 0o700) | (everybody << 3) | everybody;
+  }
+  return granted;
 }
 
 /** A folder may be listed and entered by those who may read something in it. */

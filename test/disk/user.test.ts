@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import test from 'ava';
 import { directory, isRoot, PROJECT, required, run, workspace } from '../mount/cli';
-import { mount, overlayImage, SESSIONS } from './disk-mount';
+import { createImage, mount, overlayImage, SESSIONS } from './disk-mount';
 
 const NOBODY = { uid: 65534, gid: 65534, env: { ...process.env, HOME: '/nonexistent', LC_ALL: 'C' } };
 
@@ -74,3 +74,26 @@ for (const session of SESSIONS) {
     }
   });
 }
+
+test.serial('with allow_other a mount shows nobody what its data file or another group keeps from them', async (t) => {
+  if (!required(t, isRoot(), 'needs root to become another user')) return;
+  const place = workspace(t);
+  const images = directory(place, 'images');
+  const at = (name: string) => path.join(images, name);
+  createImage('-f', 'qcow2', '-o', 'data_file=data.bin,data_file_raw=on', at('external.qcow2'), '1M');
+  createImage('-f', 'raw', at('group.img'), '1M');
+  createImage('-f', 'raw', at('all.img'), '1M');
+  for (const name of ['external.qcow2', 'all.img']) fs.chmodSync(at(name), 0o644);
+  fs.chmodSync(at('data.bin'), 0o600);
+  fs.chmodSync(at('group.img'), 0o640);
+  fs.chownSync(at('group.img'), 0, 4242);
+  const { mountpoint } = await mount(t, 'kernel', ['--allow-other', images]);
+  const reads = async (name: string, gid: number): Promise<boolean> => {
+    const file = path.join(mountpoint, name, 'disk');
+    return (await run('head', ['-c', '1', file], { ...NOBODY, gid })).code === 0;
+  };
+  t.true(await reads('all.img', NOBODY.gid));
+  t.false(await reads('external.qcow2', NOBODY.gid), 'the data file is for its owner alone');
+  t.false(await reads('group.img', 0), "a member of the mount's group, which is not the image's");
+  t.false(await reads('group.img', NOBODY.gid));
+});

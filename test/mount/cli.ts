@@ -131,6 +131,7 @@ export function daemonConfig(image: string, mountpoint: string, settings: Partia
     kernelCache: false,
     allowOther: false,
     forceShare: false,
+    shareRw: false,
     flags: [],
     foreground: false,
     debug: false,

@@ -6,12 +6,12 @@ import { imageHeaderOf, openImage } from '../../block/open';
 import { BlockError } from '../../errors';
 import { createTableCache } from '../../shared/table-cache';
 import { MIB } from '../../units';
-import { outputFormat, parseWords, sizeArgument } from '../args';
+import { backingArgument, outputFormat, parseWords, sizeArgument } from '../args';
 import { type Command, UsageError } from '../command';
 import { onlyFile } from '../image-file';
 import { print, printLine } from '../output';
 
-const HELP = `Usage: imagefs map [-f FMT] [--output=human|json] [--start-offset=N] [--max-length=N] [-U] FILE
+const HELP = `Usage: imagefs map [-f FMT] [--output=human|json] [--start-offset=N] [--max-length=N] [--backing WHERE] [-U] FILE
 
 Shows which parts of the disk hold data, and in which file of the backing chain at which offset.
 
@@ -19,6 +19,8 @@ Shows which parts of the disk hold data, and in which file of the backing chain 
       --output FORMAT     human (default): what holds data; or json: everything, with the fields of qemu-img
   -s, --start-offset N    begin at this offset of the disk (default 0); suffixes k, M, G, T, P, E
   -l, --max-length N      show this many bytes at most
+      --backing WHERE     directory (default): a raw backing file must lie in the directory of the image that names it;
+                          any: wherever it says
   -U, --force-share       read although somebody writes to the image; what is shown may be inconsistent
       --debug             show where an error comes from
 
@@ -35,6 +37,7 @@ function run(args: string[]): number {
     output: { type: 'string' },
     'start-offset': { type: 'string', short: 's' },
     'max-length': { type: 'string', short: 'l' },
+    backing: { type: 'string' },
     'force-share': { type: 'boolean', short: 'U' },
     'image-opts': { type: 'boolean' },
     debug: { type: 'boolean' },
@@ -48,8 +51,7 @@ function run(args: string[]): number {
 
   const image = openImage(path, {
     readOnly: true,
-    // A map tells nothing of what is in the files, so that the gate for content has nothing to guard.
-    backing: 'any',
+    backing: backingArgument(values.backing),
     threads: 1,
     cache: createTableCache(CACHE_BYTES),
     imageId: 0,

@@ -4,7 +4,7 @@
  */
 import os from 'node:os';
 import { GIB, MIB } from '../../units';
-import { parseWords, sizeArgument } from '../args';
+import { backingArgument, parseWords, sizeArgument } from '../args';
 import { UsageError } from '../command';
 
 export interface MountSettings {
@@ -22,6 +22,7 @@ export interface MountSettings {
   kernelCache: boolean;
   allowOther: boolean;
   forceShare: boolean;
+  shareRw: boolean;
   log?: string;
   /** Words of mount(8) that the kernel understands. */
   flags: string[];
@@ -54,7 +55,7 @@ const VALUES: Record<string, (settings: MountSettings, value: string) => void> =
     settings.cacheSize = parseCacheSize(value);
   },
   backing: (settings, value) => {
-    settings.backing = oneOf('backing', value, ['directory', 'any'] as const);
+    settings.backing = backingArgument(value);
   },
   log: (settings, value) => {
     settings.log = value;
@@ -84,6 +85,9 @@ const SWITCHES: Record<string, (settings: MountSettings) => void> = {
   },
   'force-share': (settings) => {
     settings.forceShare = true;
+  },
+  'share-rw': (settings) => {
+    settings.shareRw = true;
   },
 };
 
@@ -129,6 +133,7 @@ export function defaultSettings(): MountSettings {
     kernelCache: false,
     allowOther: false,
     forceShare: false,
+    shareRw: false,
     flags: [],
   };
 }

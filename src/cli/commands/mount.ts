@@ -33,7 +33,10 @@ of images, get a folder each, named after the file. Returns when the mount answe
       --growable           writing or truncating past its end makes the disk larger
       --kernel-cache       use the kernel's page cache for disks
       --allow-other        let other users in (as the mode of the image file allows)
-  -U, --force-share        open although another program writes to the image (with -r)
+  -U, --force-share        open although another program writes to the image (with -r); what is
+                           shown may be inconsistent, and info.json says so
+      --share-rw           let others write to raw images too: their programs must agree on who
+                           writes what (a cluster file system). Images of other formats stay locked
       --log FILE           append the daemon's messages to FILE
 
 Words of mount(8) and fstab (defaults, noauto, nofail, x-*, ...) are accepted in -o.
@@ -58,6 +61,9 @@ export async function mountImages(
   say: (message: string) => void,
 ): Promise<LaunchedDaemon | undefined> {
   const { images, settings } = request;
+  if (settings.forceShare && !settings.readOnly) {
+    throw new UsageError('--force-share needs --read-only: two writers would destroy the image');
+  }
   const named = images.map((image) => path.resolve(image));
   const { sources, single } = collectSources(images, settings.format);
   const mountpoint = await checkMountpoint(request.mountpoint, say);
@@ -105,9 +111,6 @@ async function run(args: string[]): Promise<number> {
   const images = positionals.slice(0, -1);
   if (mountpoint === undefined || images.length === 0) {
     throw new UsageError('Name at least one image and the mountpoint: imagefs mount IMAGE MOUNTPOINT');
-  }
-  if (settings.forceShare && !settings.readOnly) {
-    throw new UsageError('--force-share needs --read-only: two writers would destroy the image');
   }
   const say = (message: string): void => printError(`imagefs: ${message}`);
   const daemon = await mountImages({ images, mountpoint, settings }, say);

@@ -34,7 +34,7 @@ test('openImage(): a second writer is refused in the words of QEMU, and leaves n
   createImage(file, QED);
   const first = opened(t, file);
   const before = openFiles();
-  t.regex(refused(t, 'BUSY', file), /Failed to get .*"write" lock.*is another process using the image\?/);
+  t.regex(refused(t, 'BUSY', file), /Failed to get .*"write" lock.*Is another process using the image \[.*a\.qed\]\?/);
   refused(t, 'BUSY', file, { readOnly: true });
   t.is(openFiles(), before);
   opened(t, file, { readOnly: true, forceShare: true }).close();

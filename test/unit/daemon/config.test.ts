@@ -16,6 +16,7 @@ const config: DaemonConfig = {
   kernelCache: false,
   allowOther: false,
   forceShare: false,
+  shareRw: false,
   flags: [],
   foreground: false,
   debug: false,

@@ -24,6 +24,7 @@ test('every long option is an -o option too, with - or _', (t) => {
     '--kernel-cache',
     '--allow-other',
     '--force-share',
+    '--share-rw',
     '--log=/tmp/x',
     '--foreground',
     '--debug',
@@ -43,6 +44,7 @@ test('every long option is an -o option too, with - or _', (t) => {
     kernelCache: true,
     allowOther: true,
     forceShare: true,
+    shareRw: true,
     log: '/tmp/x',
     flags: [],
   });

@@ -2,6 +2,7 @@ import test from 'ava';
 import {
   buildTree,
   type FilePlan,
+  modeOfFiles,
   ROOT_INO,
   type TreeImage,
   type TreeLayer,
@@ -204,4 +205,33 @@ test('viewMode() looks down from its layer only', (t) => {
     [0, 1, 2].map((index) => viewMode(layers, index)),
     [0o600, 0o640, 0o640],
   );
+});
+
+test('modeOfFiles(): a mount grants nobody more than every file that it shows', (t) => {
+  const GROUP = 7;
+  const cases: [mode: number, files: { mode: number; gid: number }[]][] = [
+    [0o640, [{ mode: 0o100640, gid: GROUP }]],
+    [0o664, [{ mode: 0o100664, gid: GROUP }]],
+    // The mount's group is not the file's: its members are anybody.
+    [0o600, [{ mode: 0o640, gid: 8 }]],
+    [0o644, [{ mode: 0o664, gid: 8 }]],
+    // Members of the file's group are anybody in the mount: what they lack, anybody lacks.
+    [0o600, [{ mode: 0o606, gid: 8 }]],
+    // A data file of its own rights.
+    [
+      0o600,
+      [
+        { mode: 0o644, gid: GROUP },
+        { mode: 0o600, gid: GROUP },
+      ],
+    ],
+    [
+      0o440,
+      [
+        { mode: 0o660, gid: GROUP },
+        { mode: 0o444, gid: GROUP },
+      ],
+    ],
+  ];
+  for (const [mode, files] of cases) t.is(modeOfFiles(files, GROUP).toString(8), mode.toString(8));
 });
