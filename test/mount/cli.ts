@@ -31,6 +31,8 @@ export interface RunOptions {
   uid?: number;
   gid?: number;
   env?: NodeJS.ProcessEnv;
+  /** When it counts as hanging, if not after HANG_MS. */
+  hangMs?: number;
 }
 
 /** Runs a program without standard input to its end. It is killed when it hangs. */
@@ -39,7 +41,7 @@ export function run(program: string, args: string[], options: RunOptions = {}): 
     const child = spawn(program, args, {
       ...options,
       stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: HANG_MS,
+      timeout: options.hangMs ?? HANG_MS,
       killSignal: 'SIGKILL',
     });
     const output = { stdout: '', stderr: '' };

@@ -5,7 +5,7 @@
 import fs from 'node:fs';
 import { mountHelper } from '../../src/cli/commands/mount-helper';
 import { main } from '../../src/cli/main';
-import { run } from './cli';
+import { HANG_MS, run } from './cli';
 
 /** Stands behind the output of each command, on both streams. */
 const MARK = '\0end\0';
@@ -20,7 +20,11 @@ export interface CommandResult {
 }
 
 export async function runCommands(cwd: string, commands: readonly CommandWords[]): Promise<CommandResult[]> {
-  const ran = await run(process.execPath, [__filename, JSON.stringify(commands)], { cwd });
+  const ran = await run(process.execPath, [__filename, JSON.stringify(commands)], {
+    cwd,
+    hangMs: HANG_MS * commands.length,
+  });
+  if (ran.signal !== null) throw new Error(`the commands were ended by ${ran.signal}: ${ran.stdout}${ran.stderr}`);
   const [out, err] = [ran.stdout, ran.stderr].map((text) => text.split(MARK));
   const codes = JSON.parse(out?.pop() ?? '') as number[];
   return codes.map((code, index) => ({ code, stdout: out?.[index] ?? '', stderr: err?.[index] ?? '' }));
