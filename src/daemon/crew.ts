@@ -26,10 +26,10 @@ const LOOK_IDLE_MS = 200;
 const CALM_LOOKS = 20;
 const GROW_STEP = 4;
 /**
- * Some more workers start when the mount has answered, and wait for the day when the disk is slow: to start one then would take a
- * second, with everybody waiting.
+ * So many more workers are started one by one while nobody asks for anything, for the day when the disk is slow: with everybody waiting
+ * for it, starting one takes a second.
  */
-const SPARE_AFTER_MS = 100;
+const SPARES = 4;
 /** Serving leaves hardly any garbage, and this is memory that each worker has for itself: 13 MiB a worker instead of 17. */
 const YOUNG_GENERATION_MB = 1;
 
@@ -73,7 +73,6 @@ export class Crew {
   private readonly ends: Promise<void>[];
   private looking: NodeJS.Timeout | undefined;
   private calmLooks = 0;
-  private spares: NodeJS.Timeout | undefined;
   private readonly flusher: Worker;
   private readonly flusherEnded: Promise<void>;
   private readonly bell = new FlusherBell();
@@ -115,13 +114,15 @@ export class Crew {
         send(worker, this.workers.push(worker) - 1);
       }
     };
+    const spared = Math.min(this.workersMax, this.workers.length + SPARES);
+    let requests = -1;
     const look = (): void => {
-      add(this.missing(seats));
+      const idle = seats.requests === requests;
+      requests = seats.requests;
+      add(idle && this.workers.length < spared ? 1 : this.missing(seats));
       this.looking = setTimeout(look, seats.limit > CALM_SEATS ? LOOK_BUSY_MS : LOOK_IDLE_MS).unref();
     };
     look();
-    this.spares = setTimeout(() => add(Math.min(GROW_STEP, this.workersMax - this.workers.length)), SPARE_AFTER_MS);
-    this.spares.unref();
   }
 
   /**
@@ -147,7 +148,6 @@ export class Crew {
     await Promise.all(this.ends.slice(0, count));
     if (this.ends.length > count) return this.endOf(this.ends.length);
     clearTimeout(this.looking);
-    clearTimeout(this.spares);
   }
 
   flushRegularly(orders: Omit<FlusherOrders, 'bell'>): void {

@@ -36,7 +36,7 @@ test('Seats: a flush does not keep the other workers from serving', async (t) =>
   const memory = createSeats(1, 4);
   const seats = new Seats(memory);
   seats.sit();
-  onLongWait({ begins: () => seats.stand(), ends: () => seats.sitAgain() });
+  onLongWait({ begins: () => seats.stepAside(), ends: () => seats.stepBack() });
   t.teardown(() => onLongWait(undefined));
   const other = rival(t, memory);
   // The body of a long wait is synchronous in a worker; here it goes on while the other thread sits down.
