@@ -12,6 +12,7 @@ import { CompressedWriter, compressorOf } from './compressed';
 import { markingCorrupt, refuseCorrupt } from './corrupt';
 import { DirtyBit } from './dirty-bit';
 import { flushImage, refuseAfterFailure, sync } from './flush';
+import { inflatedCluster } from './inflated';
 import { type Below, DIRTY_BIT_DELAY_MS, FLUSH_DELAY_MS, type Layer, type LayerStatus } from './layer';
 import { Mapper } from './mapper';
 import { Remapper } from './remapper';
@@ -29,9 +30,6 @@ export class ClusterLayer implements Layer {
   private readonly dirtyBit: DirtyBit;
   private readonly remapper: Remapper;
   private readonly compressed: CompressedWriter;
-  private inflated: Uint8Array | undefined;
-  /** Host offset of the compressed cluster in `inflated`. */
-  private inflatedFrom = -1;
 
   constructor(
     readonly driver: FormatDriver,
@@ -222,15 +220,11 @@ export class ClusterLayer implements Layer {
     target: Uint8Array,
     to: number,
   ): void {
-    this.inflated ??= new Uint8Array(this.clusterSize);
-    // Readers in small steps meet one cluster many times. Kept only where nobody can put something else in its place.
-    if (!this.readOnly || this.inflatedFrom !== mapping.offset) {
-      this.inflatedFrom = -1;
-      this.driver.readCompressed?.(mapping, this.inflated);
-      this.inflatedFrom = mapping.offset;
-    }
+    const cluster = inflatedCluster(this.state, mapping.offset, this.clusterSize, (target) => {
+      this.driver.readCompressed?.(mapping, target);
+    });
     const from = guest % this.clusterSize;
-    target.set(this.inflated.subarray(from, from + mapping.length), to);
+    target.set(cluster.subarray(from, from + mapping.length), to);
   }
 
   /** @param growsTo end of the disk when this is done, if it is about to grow: a cluster that the end cuts counts as whole */

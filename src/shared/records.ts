@@ -82,6 +82,11 @@ export class Records {
     }
   }
 
+  /** In which this thread's request, or its last one, began. */
+  get generation(): number {
+    return Atomics.load(this.words, this.own * RECORD_WORDS + GENERATION);
+  }
+
   end(): void {
     const { words } = this;
     Atomics.store(words, this.own * RECORD_WORDS + KIND, NONE);

@@ -6,6 +6,7 @@
 import * as zlib from 'node:zlib';
 import { BlockError, hex } from '../../errors';
 import type { Storage } from '../../storage/storage';
+import { libdeflate } from '../../system/libdeflate';
 import { zstd } from '../../system/zstd';
 import type { Mapping } from '../driver';
 import type { CompressionType, Qcow2Header } from './layout';
@@ -60,7 +61,10 @@ export function deflateCluster(type: CompressionType, cluster: Uint8Array): Uint
 }
 
 function inflate(bytes: Uint8Array, cluster: Uint8Array): number {
-  const made = zlib.inflateRawSync(bytes, { maxOutputLength: cluster.length });
+  // What it does not take is zlib's: that says what is wrong.
+  if (libdeflate()?.(bytes, cluster) === true) return cluster.length;
+  // In one piece, with room left: a full one makes zlib ask for another.
+  const made = zlib.inflateRawSync(bytes, { maxOutputLength: cluster.length, chunkSize: cluster.length + 64 });
   cluster.set(made);
   return made.length;
 }

@@ -66,6 +66,8 @@ export class References {
    */
   release(tree: TableTree): boolean {
     let single = false;
+    // Requests that come know nothing that was read of these clusters before.
+    this.state.records.nextGeneration();
     const runs = function* (): Generator<ClusterRun> {
       yield tree.ownClusters();
       yield* tree.references((error) => log('%s', error.message));
