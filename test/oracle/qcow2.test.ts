@@ -1,6 +1,8 @@
 /** qcow2 beside QEMU: compressed clusters, snapshots, growth, bitmaps, the dirty bit, data files, what info shows. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
+import type { OpenImage } from '../../src/block/open';
+import { revertToSnapshot } from '../../src/block/snapshots';
 import { ClusterLayer } from '../../src/cluster/cluster-layer';
 import { BlockError } from '../../src/errors';
 import { readQcow2Header } from '../../src/formats/qcow2/header';
@@ -176,6 +178,33 @@ oracleTest('bitmaps: those that should record our writes are in use afterwards, 
   image.close();
   t.deepEqual(flags(), ['on: in-use auto', 'off: ']);
   isSound(t, directory, 'a', 'with bitmaps');
+});
+
+oracleTest('a disk with bitmaps that takes another size still opens in QEMU', (t, directory) => {
+  const file = path.join(directory, 'a');
+  // A table entry of a bitmap covers 512 * 8 * 64 KiB: 256 MiB.
+  make(directory, 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=512', 'a', '200M');
+  make(directory, 'bitmap', '--add', '--disable', 'a', 'off');
+  make(directory, 'snapshot', '-c', 'small', 'a');
+  const flags = () => {
+    const { code, stdout, stderr } = qemuImg(directory, ['info', '--output=json', 'a']);
+    if (code !== 0) return stderr;
+    return JSON.parse(stdout)['format-specific'].data.bitmaps[0].flags;
+  };
+  const withNode = (change: (node: OpenImage['node']) => void) => {
+    const image = open(file);
+    change(image.node);
+    image.close();
+    isSound(t, directory, 'a', 'after a change of size');
+  };
+  withNode((node) => node.resize(201 * MIB));
+  t.deepEqual(flags(), [], 'it fits, and is as good as before');
+  withNode((node) => node.resize(300 * MIB));
+  t.deepEqual(flags(), ['in-use'], 'nobody may believe it any more');
+  make(directory, 'bitmap', '--remove', 'a', 'off');
+  make(directory, 'bitmap', '--add', '--disable', 'a', 'off');
+  withNode((node) => revertToSnapshot(node, '1'));
+  t.deepEqual(flags(), ['in-use'], 'smaller');
 });
 
 oracleTest('an image that QEMU left dirty is repaired before it is written', (t, directory) => {

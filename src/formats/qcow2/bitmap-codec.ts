@@ -4,7 +4,7 @@
  * the first write. Its data and the others stay as they are. That is what the specification demands of a writer.
  */
 import type { Storage } from '../../storage/storage';
-import { alignUp } from '../../units';
+import { alignUp, divCeil } from '../../units';
 import type { BitmapsExtension } from './extensions';
 
 /** Bytes of a directory entry before its extra data and its name. */
@@ -23,6 +23,7 @@ interface DirectoryEntry extends BitmapInfo {
   /** Host offset of the flags. */
   flagsAt: number;
   flagBits: number;
+  tableEntries: number;
 }
 
 /** The bitmaps of an image; undefined when the directory makes no sense. */
@@ -35,12 +36,36 @@ export function readBitmaps(storage: Storage, extension: BitmapsExtension): Bitm
 export function markBitmapsInUse(storage: Storage, extension: BitmapsExtension): boolean {
   const entries = readDirectory(storage, extension);
   if (entries === undefined) return false;
-  for (const { flagsAt, flagBits } of entries) {
-    if ((flagBits & FLAG_AUTO) === 0 || (flagBits & FLAG_IN_USE) !== 0) continue;
-    const bytes = Buffer.alloc(4);
-    bytes.writeUInt32BE((flagBits | FLAG_IN_USE) >>> 0, 0);
-    storage.write(flagsAt, bytes, 0, 4, 'header-update');
+  for (const entry of entries) {
+    if ((entry.flagBits & FLAG_AUTO) !== 0) markInUse(storage, entry);
   }
+  return true;
+}
+
+/**
+ * Marks the bitmaps whose tables are not made for a disk of `size` bytes, before it takes that size: as valid ones they would
+ * make the whole image unreadable for QEMU. The caller syncs. @returns whether there are any
+ */
+export function markBitmapsOfOtherSize(
+  storage: Storage,
+  extension: BitmapsExtension,
+  clusterSize: number,
+  size: number,
+): boolean {
+  let marked = false;
+  for (const entry of readDirectory(storage, extension) ?? []) {
+    // Bits are stored in words of 64.
+    const bytes = divCeil(divCeil(size, entry.granularity), 64) * 8;
+    if (entry.tableEntries !== divCeil(bytes, clusterSize)) marked = markInUse(storage, entry) || marked;
+  }
+  return marked;
+}
+
+function markInUse(storage: Storage, { flagsAt, flagBits }: DirectoryEntry): boolean {
+  if ((flagBits & FLAG_IN_USE) !== 0) return false;
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32BE((flagBits | FLAG_IN_USE) >>> 0, 0);
+  storage.write(flagsAt, bytes, 0, 4, 'header-update');
   return true;
 }
 
@@ -61,7 +86,9 @@ function readDirectory(storage: Storage, extension: BitmapsExtension): Directory
     if ((flagBits & FLAG_IN_USE) !== 0) flags.push('in-use');
     if ((flagBits & FLAG_AUTO) !== 0) flags.push('auto');
     const name = bytes.toString('utf8', nameAt, nameAt + nameSize);
-    entries.push({ name, granularity: 2 ** bytes[at + 17], flags, flagsAt: directoryOffset + at + 12, flagBits });
+    const tableEntries = bytes.readUInt32BE(at + 8);
+    const flagsAt = directoryOffset + at + 12;
+    entries.push({ name, granularity: 2 ** bytes[at + 17], flags, flagsAt, flagBits, tableEntries });
     at = alignUp(nameAt + nameSize, 8);
   }
   return at === directorySize ? entries : undefined;

@@ -10,6 +10,7 @@ import type { Storage } from '../../storage/storage';
 import { alignDown, alignUp } from '../../units';
 import { type FormatDriver, type HostOffset, type Mapping, type Reservation, TableError, type Target } from '../driver';
 import { HostEnd } from '../host-end';
+import { markBitmapsOfOtherSize } from './bitmap-codec';
 import { readCompressedCluster } from './compressed';
 import { Qcow2Compressor } from './compressor';
 import { COPIED, clearCopied, highOf, lowOf, swap } from './entry';
@@ -105,7 +106,11 @@ export class Qcow2Driver implements FormatDriver {
       const why = 'a qcow2 version 2 image with snapshots keeps its size';
       throw new BlockError('UNSUPPORTED_FEATURE', `Cannot grow "${path}": ${why}`, { path });
     }
-    return this.state.metaMutex.with(() => {
+    const { header, storage, state } = this;
+    return state.metaMutex.with(() => {
+      if (header.bitmaps !== undefined && markBitmapsOfOtherSize(storage, header.bitmaps, this.clusterSize, size)) {
+        state.markDataDirty();
+      }
       const missing = this.growth.addWantedBlock() ?? this.growth.growL1(size);
       // A raw data file reads as the disk does, also at its end.
       if (missing === undefined && this.header.rawDataFile && this.data.size() < size) {

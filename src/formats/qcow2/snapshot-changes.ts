@@ -16,6 +16,7 @@ import type { ImageState } from '../../shared/image-state';
 import type { Storage } from '../../storage/storage';
 import { alignUp, divCeil } from '../../units';
 import type { SnapshotEngine } from '../snapshots';
+import { markBitmapsOfOtherSize } from './bitmap-codec';
 import { clearCopied } from './entry';
 import type { Growth } from './growth';
 import { l1EntriesFor, type Qcow2Header, SNAPSHOTS_MAX } from './layout';
@@ -112,8 +113,9 @@ export class SnapshotChanges {
 
   revert(snapshot: Qcow2Snapshot): void {
     const { own, state, storage } = this.parts;
-    const { clusterSize, extendedL2 } = this.parts.header;
+    const { clusterSize, extendedL2, bitmaps } = this.parts.header;
     this.refuseOtherSize(snapshot);
+    if (bitmaps !== undefined) markBitmapsOfOtherSize(storage, bitmaps, clusterSize, snapshot.virtualSize);
     // Behind the disk lies the VM state, which the disk does not need.
     const entries = Math.max(1, l1EntriesFor(snapshot.virtualSize, clusterSize, extendedL2));
     const tree = this.treeOf(snapshot.l1Offset, Math.min(entries, snapshot.l1Entries));
