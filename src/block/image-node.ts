@@ -118,15 +118,18 @@ export class ImageNode implements BlockNode, Below {
     this.checkBounds('map', offset, length);
     let limit = length;
     let depth = 0;
+    let place: number | undefined;
     for (let node: ImageNode = this; ; node = node.backing, depth++) {
       if (offset >= node.size()) {
         // Past the end of a short backing file: zeroes. As qemu-img has it, the last layer that is long enough says so.
-        return { length: limit, depth: depth - 1, present: false, zero: true, data: false };
+        const status = { length: limit, depth: depth - 1, present: false, zero: true, data: false };
+        return place === undefined ? status : { ...status, offset: place };
       }
       limit = Math.min(limit, node.size() - offset);
       const own = node.ownStatus(offset, limit);
       if (own.present || node.backing === undefined) return { ...own, depth };
       limit = own.length;
+      place = own.offset;
     }
   }
 
@@ -146,11 +149,13 @@ export class ImageNode implements BlockNode, Below {
   private ownStatus(offset: number, length: number): BlockStatus {
     const status = this.layer.status(offset, length);
     if (status.kind === 'data') {
-      return { length: status.length, depth: 0, present: true, zero: false, data: true, offset: status.offset };
+      const zero = status.hole === true;
+      return { length: status.length, depth: 0, present: true, zero, data: true, offset: status.offset };
     }
     if (status.kind === 'compressed')
       return { length: status.length, depth: 0, present: true, zero: false, data: true, compressed: true };
-    return { length: status.length, depth: 0, present: status.kind === 'zero', zero: true, data: false };
+    const none = { length: status.length, depth: 0, present: status.kind === 'zero', zero: true, data: false };
+    return status.offset === undefined ? none : { ...none, offset: status.offset };
   }
 
   /**

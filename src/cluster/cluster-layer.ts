@@ -7,7 +7,7 @@ import type { FormatDriver } from '../formats/driver';
 import { logOf } from '../log';
 import { type ImageState, NEED_CHECK_CLEAR } from '../shared/image-state';
 import type { TableCache } from '../shared/table-cache';
-import { alignDown, alignUp, KIB, MIB } from '../units';
+import { alignDown, alignUp, KIB, MIB, SECTOR_SIZE } from '../units';
 import { CompressedWriter, compressorOf } from './compressed';
 import { markingCorrupt, refuseCorrupt } from './corrupt';
 import { DirtyBit } from './dirty-bit';
@@ -146,14 +146,25 @@ export class ClusterLayer implements Layer {
   }
 
   status(guest: number, maxLength: number): LayerStatus {
-    if (this.readOnly) return this.mapper.lookUp(guest, maxLength);
+    if (this.readOnly) return this.withHoles(this.mapper.lookUp(guest, maxLength));
     // A request as any other: the tables that it looks at must not be freed meanwhile.
     this.state.records.begin();
     try {
-      return this.mapper.lookUp(guest, maxLength);
+      return this.withHoles(this.mapper.lookUp(guest, maxLength));
     } finally {
       this.state.records.end();
     }
+  }
+
+  /** Cuts a run of data where a hole of the host's file begins or ends. */
+  private withHoles(status: LayerStatus): LayerStatus {
+    if (status.kind !== 'data' || this.driver.hasHostHoles?.() !== true) return status;
+    const { offset, length } = status;
+    const { data } = this.driver;
+    const next = alignDown(data.nextData(offset), SECTOR_SIZE);
+    if (next > offset) return { ...status, length: Math.min(length, next - offset), hole: true };
+    const hole = alignUp(data.nextHole(offset), SECTOR_SIZE);
+    return hole > offset ? { ...status, length: Math.min(length, hole - offset) } : status;
   }
 
   maintain(nowMs: number): void {

@@ -26,12 +26,15 @@ export type HostOffset = number;
 
 /** Status of one run of guest bytes in this layer. `length` > 0. */
 export type Mapping =
-  /** At `offset` of the image file. `writable`: may be overwritten in place (its refcount is one). */
-  | { kind: 'data'; length: number; offset: HostOffset; writable: boolean }
-  /** Reads zero and hides the backing file. */
-  | { kind: 'zero'; length: number }
-  /** Decided by the backing file; zeroes if there is none or it is shorter. */
-  | { kind: 'unallocated'; length: number }
+  /**
+   * At `offset` of the image file. `writable`: may be overwritten in place (its refcount is one). `hole`: the host has nothing
+   * there, so it reads zero; said in answers of `Layer.status` only.
+   */
+  | { kind: 'data'; length: number; offset: HostOffset; writable: boolean; hole?: true }
+  /** Reads zero and hides the backing file. `offset`: has a place all the same. */
+  | { kind: 'zero'; length: number; offset?: HostOffset }
+  /** Decided by the backing file; zeroes if there is none or it is shorter. `offset`: of a subcluster whose cluster has a place. */
+  | { kind: 'unallocated'; length: number; offset?: HostOffset }
   /** One cluster, or part of it, that only the driver can read: `readCompressed`. */
   | { kind: 'compressed'; length: number; offset: HostOffset; bytes: number }
   /** The table that knows is not in the cache: load `slice` outside the lock and ask again. */
@@ -166,6 +169,9 @@ export interface FormatDriver {
 
   /** Largest virtual size that the tables of this image can describe, bytes. */
   readonly maxVirtualSize: number;
+
+  /** Are there places of data that the host has nothing for, because they were taken in advance? Absent: never. */
+  hasHostHoles?(): boolean;
 
   /** Internal snapshots; absent where the format, or this image, cannot have any. */
   readonly snapshots?: SnapshotDriver;

@@ -80,6 +80,12 @@ const STRUCTURE: Damage[] = [
   plain('refcount table is guest data', (i) => i.set64(48, 0x50000)),
   plain('refcount table not aligned', (i) => i.or64(48, 512n), { differs: 'qemu-img does not open it' }),
   plain('refcount table of no clusters', (i) => i.set32(56, 0), { differs: 'qemu-img does not open it' }),
+  plain('refcount table at 2^64 - 2^16', (i) => i.set64(48, 2 ** 64 - 2 ** 16), {
+    differs: 'qemu-img does not open it',
+  }),
+  plain('refcount table of 2^32 - 1 clusters', (i) => i.set32(56, 0xffffffff), {
+    differs: 'qemu-img does not open it',
+  }),
   plain('more refcount table than there is', (i) => i.set32(56, 2)),
 ];
 

@@ -1,7 +1,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { main } from '../../src/cli/main';
-import { imagefs, make, oracleTest, qemuImg, sameAnswer } from './qemu';
+import { imagefs, make, oracleTest, qemuImg, run, sameAnswer } from './qemu';
 
 const MIB = 1024 * 1024;
 const CLUSTER_SIZES = Array.from({ length: 13 }, (_, index) => 512 * 2 ** index);
@@ -225,6 +225,58 @@ oracleTest('imagefs create puts the data file beside the image, where opening lo
   // QEMU itself looks for it in the working directory.
   t.is(qemuImg(path.join(directory, 'sub'), ['check', 'x']).code, 0);
 });
+
+oracleTest('imagefs map shows places that hold no data yet as qemu-img does', (t, directory) => {
+  fs.writeFileSync(path.join(directory, 'base.raw'), Buffer.alloc(3_000_320, 7));
+  const over = ['-b', 'base.raw', '-F', 'raw'];
+  const cases: [name: string, words: string[], commands: string[]][] = [
+    ['places taken in advance', ['-o', 'preallocation=metadata'], ['write 1M 10k', 'write -z 2M 128k']],
+    ['and their subclusters', ['-o', 'preallocation=metadata,extended_l2=on'], ['write 1M 10k', 'write -z 2M 128k']],
+    [
+      'zeroes that keep their place',
+      [],
+      ['write 0 256k', 'write -z 64k 64k', 'write -zu 128k 64k', 'write -z 192k 64k'],
+    ],
+    [
+      'a cluster used in part',
+      ['-o', 'extended_l2=on'],
+      ['write 70k 3k', 'write -z 100k 3k', 'write 1M 64k', 'discard 1M 8k'],
+    ],
+    [
+      'over a short backing file',
+      ['-o', 'extended_l2=on', ...over],
+      ['write 70k 3k', 'write -z 100k 3k', 'write 5M 10k'],
+    ],
+  ];
+  for (const [name, words, commands] of cases) {
+    make(directory, 'create', '-q', '-f', 'qcow2', ...words, 'e', '8M');
+    for (const command of commands) run(directory, 'qemu-io', ['-c', command, 'e']);
+    const theirs = qemuImg(directory, ['map', '--output=json', 'e']).stdout;
+    t.is(imagefs(directory, ['map', '--output=json', 'e']).stdout, theirs, name);
+    sameAnswer(t, directory, ['map', 'e']);
+  }
+});
+
+oracleTest(
+  'imagefs create refuses a backing format alone and an image that is its own backing file',
+  (t, directory) => {
+    for (const words of [
+      ['-F', 'raw'],
+      ['-o', 'backing_fmt=raw'],
+    ]) {
+      const { code, stderr } = imagefs(directory, ['create', '-f', 'qcow2', ...words, 'a', '1M']);
+      t.is(code, 1);
+      t.regex(stderr, /Backing format cannot be used without backing file/);
+      t.false(fs.existsSync(path.join(directory, 'a')));
+    }
+    make(directory, 'create', '-q', '-f', 'qcow2', 'a', '1M');
+    const before = fs.readFileSync(path.join(directory, 'a'));
+    const { code, stderr } = imagefs(directory, ['create', '-f', 'qcow2', '-u', '-b', 'a', '-F', 'qcow2', 'a', '2M']);
+    t.is(code, 1);
+    t.regex(stderr, /same filename as the backing file/);
+    t.deepEqual(fs.readFileSync(path.join(directory, 'a')), before, 'nobody may lose it');
+  },
+);
 
 oracleTest('imagefs map shows compressed clusters and the data file as qemu-img does', (t, directory) => {
   fs.writeFileSync(path.join(directory, 'text.raw'), 'imagefs '.repeat(MIB / 8));

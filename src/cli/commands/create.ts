@@ -1,4 +1,5 @@
 /** `imagefs create`: makes an image, on its own or over a backing file. Words and output are those of `qemu-img create`. */
+import * as fs from 'node:fs';
 import { backingPath } from '../../block/info';
 import type { BlockNode } from '../../block/node';
 import { openImage } from '../../block/open';
@@ -96,6 +97,7 @@ function createImage(request: Request, quiet: boolean): void {
       `Cannot create "${path}": backing file not supported for file format '${module.name}'`,
     );
   }
+  if (backing !== undefined && request.unsafe) refuseItself(path, backing.name);
   const backingSize = backing === undefined || request.unsafe ? undefined : sizeOfBacking(path, backing);
   const size = request.size ?? backingSize;
   if (size === undefined) throw new UsageError('Image creation needs a size parameter');
@@ -118,6 +120,13 @@ function createDataFile(image: string, name: string, fill: (data: Storage) => vo
     throw new BlockError('BUSY', `Cannot create "${image}": it cannot be its own data file`, { path: image });
   }
   createImageFile(path, fill);
+}
+
+/** Nobody opens the backing file then, and its content would be lost without a word. */
+function refuseItself(path: string, name: string): void {
+  const backing = backingPath(path, name);
+  if (!fs.existsSync(backing) || !sameFile(backing, path)) return;
+  throw new BlockError('BUSY', `Cannot create "${path}": it has the same filename as the backing file`, { path });
 }
 
 /** Opens the backing file with its whole chain: what cannot be opened cannot back an image. */
@@ -173,7 +182,10 @@ function sizeOf(argument: string | undefined, options: Map<string, string>): Pic
 }
 
 function backingOf(name: string | undefined, format: string | undefined): Pick<Request, 'backing'> {
-  if (name === undefined) return {};
+  if (name === undefined) {
+    if (format !== undefined) throw new UsageError('Backing format cannot be used without backing file');
+    return {};
+  }
   if (name === '') throw new UsageError('Expected backing file name, got empty string');
   // Never guessed: a guest could turn a raw base into something that is taken for another format.
   if (format === undefined) throw new UsageError('Backing file specified without backing format');

@@ -46,6 +46,7 @@ export class Qcow2Driver implements FormatDriver {
   private readonly giver: GiveBack;
   private readonly hostEnd: HostEnd;
   private l2Hint = 0;
+  private hostHoles: boolean | undefined;
 
   constructor(
     private readonly header: Qcow2Header,
@@ -199,6 +200,17 @@ export class Qcow2Driver implements FormatDriver {
 
   growHostFile(end: HostOffset): void {
     if (this.header.dataFile === undefined) this.hostEnd.grow(alignUp(end, this.clusterSize));
+  }
+
+  /** Looked at once: to know it of each run costs a call of the host. A data file is not looked at, as QEMU has it. */
+  hasHostHoles(): boolean {
+    if (this.hostHoles === undefined) {
+      const { header, storage, clusterSize } = this;
+      const [size, allocated] = [storage.size(), storage.allocatedBytes()];
+      const dense = Math.max((allocated * 10) / 9, allocated + 2 * clusterSize);
+      this.hostHoles = header.dataFile === undefined && size >= dense;
+    }
+    return this.hostHoles;
   }
 
   cutTail(): void {

@@ -57,6 +57,7 @@ import {
   MIN_CLUSTER_BITS,
   QCOW2_MAGIC,
   type Qcow2Header,
+  REFCOUNT_TABLE_MAX_BYTES,
   SNAPSHOTS_MAX,
   V2_HEADER_BYTES,
   V3_HEADER_BYTES,
@@ -86,8 +87,9 @@ export function readQcow2Header(storage: Storage, forRepair = false): Qcow2Heade
  * @param path for messages
  */
 export function parseQcow2Header(cluster: Uint8Array, fileSize: number, path: string, forRepair = false): Qcow2Header {
-  const view = Buffer.from(cluster.buffer, cluster.byteOffset, cluster.length);
+  const view = Buffer.from(cluster);
   const clusterSize = checkedClusterSize(view, path);
+  if (forRepair) forgetAbsurdTable(view, clusterSize);
   if (view.length < clusterSize) refuse(path, 'INVALID_FORMAT', `only ${view.length} bytes of the header are at hand`);
   const header = parseFields(view, clusterSize, path);
   addNames(header, view, path);
@@ -166,6 +168,14 @@ export function autoclearBits(header: Qcow2Header): bigint {
 function incompatibleBits(header: Qcow2Header): bigint {
   const kept = header.incompatible & ~(INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT);
   return kept | (header.dirty ? INCOMPATIBLE_DIRTY : 0n) | (header.corrupt ? INCOMPATIBLE_CORRUPT : 0n);
+}
+
+/** A refcount table that no file can have, by its place or its size, is lost: a repair finds nothing there. */
+function forgetAbsurdTable(view: Buffer, clusterSize: number): void {
+  const most = BigInt(Number.MAX_SAFE_INTEGER);
+  if (view.readBigUInt64BE(48) <= most && view.readUInt32BE(56) * clusterSize <= REFCOUNT_TABLE_MAX_BYTES) return;
+  view.writeBigUInt64BE(0n, 48);
+  view.writeUInt32BE(0, 56);
 }
 
 function checkedClusterSize(view: Buffer, path: string): number {

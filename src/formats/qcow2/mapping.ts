@@ -158,6 +158,7 @@ export class Qcow2Mapping {
     if (kind === INVALID) return `entry ${entryText(high, low)}`;
     const host = offsetOf(high, low);
     if (kind === DATA && !this.isDataCluster(host, guest - inCluster)) return `cluster offset ${hex(host)}`;
+    const placed = this.hasPlace(high, host, guest - inCluster);
     let length = clusterSize - inCluster;
     let next = host + clusterSize;
     for (let left = this.entriesPerSlice - inSlice - 1; length < maxLength && left > 0; left--) {
@@ -165,18 +166,17 @@ export class Qcow2Mapping {
       const nextHigh = swap(words[word]);
       const nextLow = swap(words[word + 1]);
       if (this.kindOf(nextHigh, nextLow) !== kind) break;
-      if (kind === DATA) {
-        if (offsetOf(nextHigh, nextLow) !== next || isCopied(nextHigh) !== isCopied(high)) break;
-        // Asked for that cluster itself, the check above answers.
-        if (!this.isDataCluster(next, guest - inCluster + (next - host))) break;
-        next += clusterSize;
-      }
+      if (!this.goesOn(placed, high, nextHigh, offsetOf(nextHigh, nextLow), next, guest - inCluster + (next - host)))
+        break;
+      next += clusterSize;
       length += clusterSize;
     }
-    length = Math.min(length, maxLength);
-    if (kind === UNALLOCATED) return { kind: 'unallocated', length };
-    if (kind === ZERO_PLAIN) return { kind: 'zero', length };
-    return { kind: 'data', length, offset: host + inCluster, writable: owned && isCopied(high) };
+    return this.answer(
+      kind,
+      Math.min(length, maxLength),
+      placed ? host + inCluster : undefined,
+      owned && isCopied(high),
+    );
   }
 
   /** The status of each granule is in two bits of the second half of an extended entry. */
@@ -202,6 +202,7 @@ export class Qcow2Mapping {
     if (kind === INVALID) return `subcluster ${sub} of entry ${entryText(high, low)}`;
     const host = offsetOf(high, low);
     if (kind === DATA && !this.isDataCluster(host, guest - inCluster)) return `cluster offset ${hex(host)}`;
+    const placed = this.hasPlace(high, host, guest - inCluster);
     const run = this.runOfKind(word, sub, kind);
     let length = (sub + run) * subclusterSize - inCluster;
     let next = host + clusterSize;
@@ -211,19 +212,42 @@ export class Qcow2Mapping {
       const nextHigh = swap(words[word]);
       const nextHost = offsetOf(nextHigh, swap(words[word + 1]));
       if (isCompressed(nextHigh) || this.kindOfSubcluster(word, 0) !== kind) break;
-      if (kind === DATA) {
-        if (nextHost !== next || isCopied(nextHigh) !== isCopied(high)) break;
-        if (!this.isDataCluster(next, guest - inCluster + (next - host))) break;
-        next += clusterSize;
-      }
+      if (!this.goesOn(placed, high, nextHigh, nextHost, next, guest - inCluster + (next - host))) break;
+      next += clusterSize;
       const more = this.runOfKind(word, 0, kind);
       length += more * subclusterSize;
       goesOn = more === SUBCLUSTERS;
     }
-    length = Math.min(length, maxLength);
-    if (kind === UNALLOCATED) return { kind: 'unallocated', length };
-    if (kind === ZERO_PLAIN) return { kind: 'zero', length };
-    return { kind: 'data', length, offset: host + inCluster, writable: owned && isCopied(high) };
+    return this.answer(
+      kind,
+      Math.min(length, maxLength),
+      placed ? host + inCluster : undefined,
+      owned && isCopied(high),
+    );
+  }
+
+  /** Does an entry have a place, whether or not what is in it counts? */
+  private hasPlace(high: number, host: number, guestCluster: number): boolean {
+    return (host !== 0 || (this.external && isCopied(high))) && this.isDataCluster(host, guestCluster);
+  }
+
+  /** Is the next entry in the same state as one with the first half `high`, and its place behind that one's? */
+  private goesOn(
+    placed: boolean,
+    high: number,
+    nextHigh: number,
+    nextHost: number,
+    next: number,
+    nextGuest: number,
+  ): boolean {
+    if (!placed) return !this.hasPlace(nextHigh, nextHost, nextGuest);
+    return nextHost === next && isCopied(nextHigh) === isCopied(high) && this.isDataCluster(next, nextGuest);
+  }
+
+  private answer(kind: Kind, length: number, offset: number | undefined, writable: boolean): Mapping {
+    if (kind === DATA && offset !== undefined) return { kind: 'data', length, offset, writable };
+    const status = kind === UNALLOCATED ? 'unallocated' : 'zero';
+    return offset === undefined ? { kind: status, length } : { kind: status, length, offset };
   }
 
   private kindOf(high: number, low: number): Kind {
