@@ -379,7 +379,8 @@ function agrees(
 ): number {
   const problem = (words: string) => t.fail(`${config.name} status at ${offset} ${JSON.stringify(status)}: ${words}`);
   if (status.length < 1 || status.length > wanted) problem(`length is not in [1, ${wanted}]`);
-  if (status.zero === status.data) problem('zero and data are the same');
+  // Both: a place that was taken in advance, with nothing in it.
+  if (!status.zero && !status.data) problem('neither zero nor data');
   // Both ends of the run: the middle of a huge one says nothing new.
   const sample = Math.min(status.length, 8 * KIB);
   for (const from of [offset, offset + status.length - sample]) {

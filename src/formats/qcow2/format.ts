@@ -11,6 +11,7 @@ import { describeQcow2 } from './describe';
 import { Qcow2Driver } from './driver';
 import { autoclearBits, encodeQcow2Fields, readQcow2Header } from './header';
 import { isQcow2, QCOW2_CAPABILITIES, type Qcow2Header } from './layout';
+import { readSnapshotTable } from './snapshot-table';
 import { Qcow2State } from './state';
 
 export const qcow2Format: FormatModule = {
@@ -39,6 +40,8 @@ export const qcow2Format: FormatModule = {
       );
     }
     if (qcow2.dirty) repair(qcow2, storage);
+    // Whoever writes beside snapshots that nobody can read may destroy them, and learns of it when it is too late.
+    readSnapshotTable(storage, qcow2);
     clearAutoclear(qcow2, storage);
   },
 

@@ -1,5 +1,6 @@
 /** Tables of qcow2 images that strangers made: what is wrong fails alone, nothing is written where it must not be. */
 import test from 'ava';
+import { takeSnapshot } from '../../../../src/block/snapshots';
 import { BlockError } from '../../../../src/errors';
 import { qcow2Format } from '../../../../src/formats/qcow2/format';
 import { readQcow2Header } from '../../../../src/formats/qcow2/header';
@@ -131,6 +132,37 @@ test('counts of 0 for what the header names: nothing is allocated there', (t) =>
   t.regex(error?.message ?? '', /the reference count of the header is 0/);
   chain.finish();
   t.notThrows(() => readQcow2Header(storage));
+});
+
+test('a snapshot table that makes no sense: the disk can be read, and nobody writes beside it', (t) => {
+  const { storage } = image();
+  const chain = openChainOf([storage]);
+  takeSnapshot(chain.node, 'one');
+  chain.finish();
+  const table = readQcow2Header(storage).snapshotsOffset;
+  const sound = Buffer.alloc(64);
+  storage.read(table, sound, 0, sound.length);
+  const damages: [name: string, damage: (entry: Buffer) => void][] = [
+    ['L1 table past the end', (entry) => entry.writeBigUInt64BE(1n << 40n, 0)],
+    ['L1 table of 32 GiB', (entry) => entry.writeUInt32BE(0xffffffff, 8)],
+    ['extra data of 4 GiB', (entry) => entry.writeUInt32BE(0xffffffff, 36)],
+    ['disk of 2^63 bytes', (entry) => entry.writeBigUInt64BE(1n << 63n, 48)],
+  ];
+  for (const [name, damage] of damages) {
+    const entry = Buffer.from(sound);
+    damage(entry);
+    storage.write(table, entry, 0, entry.length, 'create');
+    const before = bytesOf(storage);
+    t.throws(() => openChainOf([storage]), { instanceOf: BlockError, message: /entry 0/ }, name);
+    t.deepEqual(bytesOf(storage), before, name);
+    const { node } = openChainOf([storage], { readOnly: true });
+    const bytes = Buffer.alloc(CLUSTER);
+    node.read(0, bytes, 0, CLUSTER);
+    t.true(
+      bytes.every((byte) => byte === 7),
+      name,
+    );
+  }
 });
 
 test('a refcount table that names no cluster, or one full block again and again: refused in time', (t) => {
