@@ -35,7 +35,7 @@ export class BlockError extends Error {
   readonly offset?: number;
 
   constructor(code: BlockErrorCode, message: string, context: BlockErrorContext = {}) {
-    super(message, context.cause === undefined ? undefined : { cause: context.cause });
+    super(visible(message), context.cause === undefined ? undefined : { cause: context.cause });
     this.name = 'BlockError';
     this.code = code;
     if (context.path !== undefined) this.path = context.path;
@@ -46,6 +46,12 @@ export class BlockError extends Error {
   get errnoName(): string | undefined {
     return errnoNameOf(this.cause);
   }
+}
+
+/** Text for one line of a terminal: names in an image may have bytes that move its cursor or turn its letters round. */
+export function visible(text: string): string {
+  const escaped = (char: string) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`;
+  return text.replace(/[\p{Cc}\p{Bidi_Control}]/gu, escaped);
 }
 
 /** Shape of errors thrown by Node's fs and by `system/`. */

@@ -1,4 +1,5 @@
 /** Parts of `qemu-img info` for people: the table of snapshots, and what a format says of itself. */
+import { visible } from '../errors';
 import type { InfoValue, SnapshotInfo } from '../formats/format';
 import { humanSize } from '../units';
 
@@ -10,8 +11,8 @@ export function snapshotLines(snapshots: readonly SnapshotInfo[]): string[] {
     line('ID', 'TAG', 'VM SIZE', 'DATE', 'VM CLOCK', 'ICOUNT'),
     ...snapshots.map((snapshot) =>
       line(
-        snapshot.id,
-        snapshot.name,
+        visible(snapshot.id),
+        visible(snapshot.name),
         humanSize(snapshot['vm-state-size']),
         localTime(snapshot['date-sec']),
         clockText(snapshot['vm-clock-sec'], snapshot['vm-clock-nsec']),
@@ -32,7 +33,7 @@ function valueLines(name: string, value: InfoValue, indent: number): string[] {
     return [start, ...value.flatMap((item, index) => valueLines(`[${index}]`, item, indent + 4))];
   }
   if (typeof value === 'object') return [start, ...specificLines(value, indent + 4)];
-  return [`${start} ${value}`];
+  return [`${start} ${visible(String(value))}`];
 }
 
 /** Widths count bytes, as those of qemu-img do. */

@@ -1,4 +1,5 @@
 /** What there is to know about an image, in the words of `qemu-img info`: virtual file `info.json` and the command line. */
+import { visible } from '../errors';
 import type { FormatDescription, ImageHeader, SnapshotInfo } from '../formats/format';
 import { humanSize } from '../units';
 import { protocolOf } from './gate';
@@ -86,9 +87,11 @@ export function infoText(info: ImageInfo): string {
   if (info['dirty-flag']) lines.push('cleanly shut down: no');
   const name = info['backing-filename'];
   const full = info['full-backing-filename'];
-  if (name !== undefined) lines.push(`backing file: ${name}${full === name ? '' : ` (actual path: ${full})`}`);
+  if (name !== undefined) {
+    lines.push(visible(`backing file: ${name}${full === name ? '' : ` (actual path: ${full})`}`));
+  }
   if (info['backing-filename-format'] !== undefined)
-    lines.push(`backing file format: ${info['backing-filename-format']}`);
+    lines.push(visible(`backing file format: ${info['backing-filename-format']}`));
   if (info.snapshots !== undefined) lines.push('Snapshot list:', ...snapshotLines(info.snapshots));
   const specific = info['format-specific'];
   if (specific !== undefined) lines.push('Format specific information:', ...specificLines(specific.data));
