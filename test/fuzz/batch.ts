@@ -5,7 +5,6 @@ import * as os from 'node:os';
 import * as path from 'node:path';
 import * as readline from 'node:readline';
 import type { Finding } from './exercise';
-import type { Kind } from './seeds';
 import type { Message } from './worker';
 
 /** A case that takes more processor time than this is a hang. */
@@ -18,7 +17,8 @@ const POLL_MS = 100;
 const TICKS_PER_SECOND = 100;
 
 export interface CaseFinding extends Finding {
-  index: number;
+  /** KIND:INDEX */
+  name: string;
   story: string[];
 }
 
@@ -28,14 +28,14 @@ export interface BatchReport {
   opened: number;
   findings: CaseFinding[];
   slowestMs: number;
-  slowest: number;
+  slowest: string;
   peakKib: number;
 }
 
 export interface Batch {
-  kind: Kind;
   seed: number;
-  indexes: number[];
+  /** KIND:INDEX each */
+  cases: string[];
   /** Compare with qemu-img check. */
   qemu?: boolean;
   /** Leave the files of the last case there. */
@@ -44,19 +44,19 @@ export interface Batch {
 
 /** Runs the cases; one that hangs or ends its process is a finding, and the others run on. */
 export async function runBatch(batch: Batch): Promise<BatchReport> {
-  const report: BatchReport = { cases: 0, opened: 0, findings: [], slowestMs: 0, slowest: -1, peakKib: 0 };
-  let rest = batch.indexes;
+  const report: BatchReport = { cases: 0, opened: 0, findings: [], slowestMs: 0, slowest: '', peakKib: 0 };
+  let rest = batch.cases;
   while (rest.length > 0) {
-    const run = await new WatchedWorker({ ...batch, indexes: rest }, report).done;
+    const run = await new WatchedWorker({ ...batch, cases: rest }, report).done;
     if (run.problem === undefined) break;
-    if (run.index < 0) throw new Error(`the worker did not begin: ${run.detail}`);
+    if (run.name === '') throw new Error(`the worker did not begin: ${run.detail}`);
     if (run.problem === 'memory' && rest.length > 1) {
       // Which of them was it? Each alone.
-      for (const index of rest) await runAlone({ ...batch, indexes: [index] }, report);
+      for (const name of rest) await runAlone({ ...batch, cases: [name] }, report);
       break;
     }
-    report.findings.push({ index: run.index, step: run.problem, problem: run.detail, story: [] });
-    rest = rest.slice(rest.indexOf(run.index) + 1);
+    report.findings.push({ name: run.name, step: run.problem, problem: run.detail, story: [] });
+    rest = rest.slice(rest.indexOf(run.name) + 1);
   }
   return report;
 }
@@ -70,16 +70,17 @@ async function runAlone(batch: Batch, report: BatchReport): Promise<void> {
 interface Outcome {
   problem?: 'hang' | 'memory' | 'died';
   detail: string;
-  index: number;
+  /** Of the case that ran. */
+  name: string;
 }
 
 class WatchedWorker {
   readonly done: Promise<Outcome>;
   private readonly child: ChildProcess;
   private readonly directory: string;
-  private index = -1;
+  private name = '';
   private ended = false;
-  private outcome: Outcome = { detail: '', index: -1 };
+  private outcome: Outcome = { detail: '', name: '' };
   private begun = { cpuMs: 0, polls: 0 };
   private polls = 0;
 
@@ -89,7 +90,7 @@ class WatchedWorker {
   ) {
     this.directory = batch.keep ?? fs.mkdtempSync(path.join(workPlace(), 'imagefs-fuzz-'));
     if (batch.keep !== undefined) fs.mkdirSync(this.directory);
-    const words = [batch.kind, String(batch.seed), this.directory, ...batch.indexes.map(String)];
+    const words = [String(batch.seed), this.directory, ...batch.cases];
     const child = spawn(process.execPath, ['--expose-gc', path.join(__dirname, 'worker.js'), ...words], {
       stdio: ['pipe', 'ignore', 'pipe', 'pipe'],
       env: { ...process.env, IMAGEFS_FUZZ_QEMU: batch.qemu ? '1' : '0' },
@@ -107,7 +108,7 @@ class WatchedWorker {
         clearInterval(timer);
         if (batch.keep === undefined) fs.rmSync(this.directory, { recursive: true, force: true });
         if (!this.ended && this.outcome.problem === undefined) {
-          this.outcome = { problem: 'died', index: this.index, detail: `exit ${code ?? signal}: ${stderr}` };
+          this.outcome = { problem: 'died', name: this.name, detail: `exit ${code ?? signal}: ${stderr}` };
         }
         resolve(this.outcome);
       });
@@ -117,15 +118,15 @@ class WatchedWorker {
   private hear(message: Message): void {
     const { report } = this;
     if (message.kind === 'case') {
-      this.index = message.index;
+      this.name = message.name;
       this.begun = { cpuMs: this.cpuMs(), polls: this.polls };
     } else if (message.kind === 'finding') {
-      const { index, story, finding } = message;
-      report.findings.push({ index, story, ...finding });
+      const { name, story, finding } = message;
+      report.findings.push({ name, story, ...finding });
     } else if (message.kind === 'outcome') {
       report.cases++;
       if (message.opened === 'done') report.opened++;
-      if (message.ms > report.slowestMs) Object.assign(report, { slowestMs: message.ms, slowest: message.index });
+      if (message.ms > report.slowestMs) Object.assign(report, { slowestMs: message.ms, slowest: message.name });
     } else if (message.kind === 'end') {
       this.look();
       this.ended = true;
@@ -147,7 +148,7 @@ class WatchedWorker {
 
   private stop(problem: 'hang' | 'memory', detail: string): void {
     if (this.outcome.problem !== undefined) return;
-    this.outcome = { problem, index: this.index, detail };
+    this.outcome = { problem, name: this.name, detail };
     this.child.kill('SIGKILL');
   }
 

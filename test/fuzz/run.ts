@@ -45,9 +45,10 @@ async function main(): Promise<number> {
     const reports: BatchReport[] = [];
     const lane = async () => {
       for (let at = starts.shift(); at !== undefined; at = starts.shift()) {
-        const indexes = Array.from({ length: Math.min(BATCH, first + count - at) }, (_, i) => (at ?? 0) + i);
+        const start = at;
+        const cases = Array.from({ length: Math.min(BATCH, first + count - at) }, (_, i) => `${kind}:${start + i}`);
         const { qemu, keep } = values;
-        reports.push(await runBatch({ kind, seed, indexes, qemu, ...(keep === undefined ? {} : { keep }) }));
+        reports.push(await runBatch({ seed, cases, qemu, ...(keep === undefined ? {} : { keep }) }));
       }
     };
     await Promise.all(Array.from({ length: Number(values.jobs) }, lane));
@@ -64,11 +65,11 @@ function print(kind: Kind, seed: number, reports: BatchReport[], ms: number): nu
   const findings = reports.flatMap((report) => report.findings);
   console.log(
     `${kind.padEnd(18)} ${sum(({ cases }) => cases)} cases, ${sum(({ opened }) => opened)} opened, ` +
-      `${findings.length} findings; slowest ${Math.round(slow.slowestMs)} ms (case ${slow.slowest}), ` +
+      `${findings.length} findings; slowest ${Math.round(slow.slowestMs)} ms (${slow.slowest}), ` +
       `${Math.round(peak / 1024)} MiB, ${Math.round(ms / 1000)} s`,
   );
-  for (const { index, step, problem, story } of findings.slice(0, FINDINGS_SHOWN)) {
-    console.log(`  npm run fuzz -- --kind ${kind} --seed ${seed} --case ${index}`);
+  for (const { name, step, problem, story } of findings.slice(0, FINDINGS_SHOWN)) {
+    console.log(`  npm run fuzz -- --kind ${kind} --seed ${seed} --case ${name.split(':')[1]}`);
     for (const did of story) console.log(`    ${did}`);
     console.log(`    ${step}: ${problem.split('\n').slice(0, 6).join('\n      ')}`);
   }

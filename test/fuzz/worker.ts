@@ -2,7 +2,7 @@
  * Runs a batch of cases in a process of its own, which the parent may kill. Descriptor 3 tells what goes on, a line of JSON
  * each; at the end it waits for its standard input to end, so that the parent can still measure it.
  *
- *     node --expose-gc worker.js KIND SEED DIRECTORY INDEX...
+ *     node --expose-gc worker.js SEED DIRECTORY KIND:INDEX...
  */
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
@@ -14,9 +14,9 @@ import type { Kind } from './seeds';
 /** From the worker to its parent. */
 export type Message =
   | { kind: 'ready' }
-  | { kind: 'case'; index: number }
-  | { kind: 'finding'; index: number; story: string[]; finding: Finding }
-  | { kind: 'outcome'; index: number; opened: string; check: string; ms: number }
+  | { kind: 'case'; name: string }
+  | { kind: 'finding'; name: string; story: string[]; finding: Finding }
+  | { kind: 'outcome'; name: string; opened: string; check: string; ms: number }
   | { kind: 'end' };
 
 const REPORTS = 3;
@@ -34,21 +34,22 @@ function beside(image: string, check: string, opened: string): Finding[] {
   return [{ step: 'qemu-img', problem: `check says clean; ours says ${check}, open ${opened}` }];
 }
 
-function main([kind, seed, directory, ...indexes]: string[]): void {
+function main([seed, directory, ...names]: string[]): void {
   const runner = new CaseRunner(directory);
   tell({ kind: 'ready' });
-  for (const index of indexes.map(Number)) {
-    tell({ kind: 'case', index });
-    const wanted = { kind: kind as Kind, seed: Number(seed), index };
+  for (const name of names) {
+    tell({ kind: 'case', name });
+    const [kind, index] = name.split(':');
+    const wanted = { kind: kind as Kind, seed: Number(seed), index: Number(index) };
     const begun = process.cpuUsage();
     const { findings, story, opened, check } = runner.run(wanted);
     const { user, system } = process.cpuUsage(begun);
-    tell({ kind: 'outcome', index, opened, check, ms: (user + system) / 1000 });
+    tell({ kind: 'outcome', name, opened, check, ms: (user + system) / 1000 });
     if (process.env.IMAGEFS_FUZZ_QEMU === '1') {
       runner.run(wanted, true);
       findings.push(...beside(path.join(directory, 'images', 'image'), check, opened));
     }
-    for (const finding of findings) tell({ kind: 'finding', index, story, finding });
+    for (const finding of findings) tell({ kind: 'finding', name, story, finding });
     if (process.memoryUsage.rss() > COLLECT_ABOVE) globalThis.gc?.();
   }
   tell({ kind: 'end' });

@@ -6,7 +6,6 @@ import { checkL1Entry, checkL2Entry, type RawEntry, wordsOf } from './check-code
 import { NO_COUNT } from './check-refcounts';
 import type { CheckReport } from './check-report';
 import { eachL1Entry, type L1Table, readEntry } from './check-tables';
-import { ClusterCounts } from './cluster-counts';
 import { COPIED } from './entry';
 
 /** Tells the count of a cluster, or NO_COUNT. */
@@ -20,7 +19,7 @@ export type FlagRepair = (at: number, entry: RawEntry, set: boolean, table: L1Ta
 export function checkCopiedFlags(report: CheckReport, source: CountSource, table: L1Table, onWrong?: FlagRepair): void {
   const { header } = report;
   const { clusterSize } = header;
-  const seen = new ClusterCounts(report.storage.path);
+  const seen = report.newCounts();
   const bytes = Buffer.alloc(clusterSize);
   eachL1Entry(report, table, (high, low, at, index) => {
     const { offset } = checkL1Entry(header, high, low);

@@ -3,7 +3,7 @@ import { BlockError, describeHostError } from '../../errors';
 import type { Storage } from '../../storage/storage';
 import { divCeil } from '../../units';
 import type { CheckMessages } from '../check-messages';
-import { ClusterCounts } from './cluster-counts';
+import { ClusterCounts, countsLimit } from './cluster-counts';
 import type { Qcow2Header } from './layout';
 import { maxRefcount } from './refcount-codec';
 
@@ -46,11 +46,16 @@ export class CheckReport {
     readonly storage: Storage,
     readonly messages: CheckMessages,
   ) {
-    this.counts = new ClusterCounts(storage.path);
-    this.tableRefs = new ClusterCounts(storage.path);
+    this.counts = this.newCounts();
+    this.tableRefs = this.newCounts();
     this.fileSize = storage.size();
     this.fileClusters = divCeil(this.fileSize, header.clusterSize);
     this.maxCount = maxRefcount(header.refcountOrder);
+  }
+
+  /** A number for each cluster; the memory for it is bounded by what the file really has. */
+  newCounts(): ClusterCounts {
+    return new ClusterCounts(this.storage.path, countsLimit(this.storage.allocatedBytes()));
   }
 
   get corruptions(): number {

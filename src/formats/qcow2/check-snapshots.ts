@@ -16,8 +16,8 @@ const EXTRA_MAX = 1024;
 /** Bytes of the whole table; QEMU's limit and ours. */
 const TABLE_MAX = SNAPSHOTS_MAX * KIB;
 /**
- * Bytes of L1 tables that a check reads, as a multiple of the file: tables that do not overlap are never more than the
- * file. Keeps thousands of snapshots that all name one large table from taking hours.
+ * Bytes of L1 tables that a check reads, as a multiple of what the host keeps of the file: tables that do not overlap are
+ * never more. Keeps thousands of snapshots that all name one large table from taking hours.
  */
 const L1_BYTES_FACTOR = 8;
 const L1_BYTES_MIN = 1024 * 1024 * KIB;
@@ -63,7 +63,7 @@ export function checkSnapshotTable(report: CheckReport): SnapshotTable {
 export function snapshotL1Tables(report: CheckReport, table: SnapshotTable): L1Table[] {
   const { clusterSize, l1Entries } = report.header;
   const tables: L1Table[] = [];
-  const most = Math.max(L1_BYTES_MIN, report.fileSize * L1_BYTES_FACTOR);
+  const most = Math.max(L1_BYTES_MIN, report.storage.allocatedBytes() * L1_BYTES_FACTOR);
   let total = l1Entries * 8;
   for (const entry of table.entries) {
     const bad = (what: string) => {

@@ -5,7 +5,7 @@
 import type { EntryStatus, RawEntry } from './check-codec';
 import { checkL1Entry, checkL2Entry, droppedEntry } from './check-codec';
 import type { CheckReport } from './check-report';
-import { ClusterCounts } from './cluster-counts';
+import type { ClusterCounts } from './cluster-counts';
 
 /** Bytes of an L1 table in memory at once. */
 const SLICE_BYTES = 64 * 1024;
@@ -32,7 +32,7 @@ export class TableWalk {
 
   constructor(report: CheckReport) {
     this.#report = report;
-    this.#seen = new ClusterCounts(report.storage.path);
+    this.#seen = report.newCounts();
     this.#table = Buffer.alloc(report.header.clusterSize);
   }
 

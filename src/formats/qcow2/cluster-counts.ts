@@ -9,6 +9,13 @@ import { MIB } from '../../units';
 const PAGE = 32768;
 /** Bytes of all pages; ours. Enough for 32 TiB in use with 64 KiB clusters, 256 GiB with 512 bytes. */
 const LIMIT = 512 * MIB;
+/** The same for a small file: one entry of 8 bytes makes a page, and a stranger may scatter them. */
+const SMALL_LIMIT = 64 * MIB;
+
+/** Bytes that the counts of an image may take: an image that needs many has tables which fill at least an eighth of that. */
+export function countsLimit(allocatedBytes: number): number {
+  return Math.min(LIMIT, Math.max(SMALL_LIMIT, allocatedBytes / 4));
+}
 
 type Page = Uint8Array | Uint16Array | Uint32Array;
 
