@@ -2,7 +2,7 @@
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import * as path from 'node:path';
-import { formatOfBytes, PROBE_BYTES } from '../../src/formats/registry';
+import { formatNameOf, PROBE_BYTES } from '../../src/formats/registry';
 import { Random } from '../helpers/random';
 import { Exercise, type Finding, type Result, SECRET_WORDS } from './exercise';
 import { LINK, mutate, PIPE, SECRET } from './mutate';
@@ -58,7 +58,7 @@ export class CaseRunner {
     };
     restore();
     if (bytesOnly) return { story: mutant.story, findings: [], check: '', opened: '' };
-    const exercise = new Exercise(this.image, formatOfBytes(mutant.bytes.subarray(0, PROBE_BYTES)).name === 'raw');
+    const exercise = new Exercise(this.image, formatNameOf(mutant.bytes.subarray(0, PROBE_BYTES)) === 'raw');
     this.opened.length = 0;
     const before = this.state();
     const { check, opened } = exercise.reading();

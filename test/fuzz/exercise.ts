@@ -18,7 +18,7 @@ import { command as snapshot } from '../../src/cli/commands/snapshot';
 import type { DaemonConfig } from '../../src/daemon/config';
 import { MountedImages } from '../../src/daemon/images';
 import { BlockError } from '../../src/errors';
-import { formatOfBytes, PROBE_BYTES } from '../../src/formats/registry';
+import { formatNameOf, PROBE_BYTES } from '../../src/formats/registry';
 import { createTableCache, TABLE_CACHE_MIN_BYTES } from '../../src/shared/table-cache';
 import { KIB, MIB } from '../../src/units';
 import { FileError, type FileSystem } from '../../src/vfs/filesystem';
@@ -204,7 +204,7 @@ export class Exercise {
     const fd = fs.openSync(this.file, 'r');
     const got = fs.readSync(fd, head, 0, PROBE_BYTES, 0);
     fs.closeSync(fd);
-    const { name } = formatOfBytes(head.subarray(0, got));
+    const name = formatNameOf(head.subarray(0, got));
     if (name !== 'raw') this.finding('write', `a disk that was guessed as raw looks like ${name}`);
   }
 
