@@ -35,7 +35,7 @@ export class BlockError extends Error {
   readonly offset?: number;
 
   constructor(code: BlockErrorCode, message: string, context: BlockErrorContext = {}) {
-    super(visible(message), context.cause === undefined ? undefined : { cause: context.cause });
+    super(message, context.cause === undefined ? undefined : { cause: context.cause });
     this.name = 'BlockError';
     this.code = code;
     if (context.path !== undefined) this.path = context.path;
@@ -48,10 +48,15 @@ export class BlockError extends Error {
   }
 }
 
-/** Text for one line of a terminal: names in an image may have bytes that move its cursor or turn its letters round. */
+/**
+ * Text for one line of a terminal. Names in it may come from images, which are untrusted: characters that could start a line of
+ * their own, command the terminal or turn the letters round are shown as `\x1b`.
+ */
 export function visible(text: string): string {
-  const escaped = (char: string) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`;
-  return text.replace(/[\p{Cc}\p{Bidi_Control}]/gu, escaped);
+  return text.replace(/(?!\t)[\p{Cc}\p{Bidi_Control}]/gu, (character) => {
+    const code = character.charCodeAt(0).toString(16);
+    return code.length > 2 ? `\\u${code.padStart(4, '0')}` : `\\x${code.padStart(2, '0')}`;
+  });
 }
 
 /** Shape of errors thrown by Node's fs and by `system/`. */

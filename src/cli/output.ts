@@ -1,6 +1,6 @@
 /** What goes to standard output and standard error, and how qemu-img writes numbers and JSON. */
 import { writeSync } from 'node:fs';
-import { errnoNameOf } from '../errors';
+import { errnoNameOf, visible } from '../errors';
 
 /** The reader of our output has gone (`imagefs map x | head -1`): nothing is wrong and nobody is left to tell. */
 export class OutputClosed extends Error {
@@ -33,24 +33,14 @@ export function flushOutput(): void {
   if (text !== '') writeAll(1, text);
 }
 
-/**
- * One line on standard error, behind all output so far. Names in it may come from images, which are untrusted: control characters,
- * which could start a line of their own or command the terminal, are shown as `\x1b`.
- */
+/** One line on standard error, behind all output so far. */
 export function printError(line: string): void {
   flushOutput();
   try {
-    writeAll(2, `${line.replace(CONTROL_CHARACTERS, shown)}\n`);
+    writeAll(2, `${visible(line)}\n`);
   } catch {
     // Without standard error the exit code is all that is left to say.
   }
-}
-
-// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
-const CONTROL_CHARACTERS = /[\x00-\x08\x0a-\x1f\x7f-\x9f]/g;
-
-function shown(character: string): string {
-  return `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`;
 }
 
 function writeAll(fd: number, text: string): void {
