@@ -1,9 +1,10 @@
 /**
  * A storage that fails on purpose, in front of another one. Rules name the event, how often it may pass before it fails,
- * and whether it fails once or always.
+ * and whether it fails once or always, before anything has happened or half-way.
  */
 import { BlockError } from '../errors';
-import type { Storage, StorageDescriptor, StorageEvent } from './storage';
+import { PassingStorage } from './passing';
+import type { StorageEvent } from './storage';
 
 export interface FaultRule {
   event: StorageEvent | 'read';
@@ -12,21 +13,16 @@ export interface FaultRule {
   /** Matching operations that pass first. */
   after: number;
   once: boolean;
+  /** A write that fails has written its first half, as a host does that runs out of space in the middle of it. */
+  half?: boolean;
 }
 
-export class FaultyStorage implements Storage {
-  readonly path: string;
-  readonly readOnly: boolean;
+export class FaultyStorage extends PassingStorage {
   /** Operations seen, by event. */
   readonly seen = new Map<string, number>();
   /** Operations that were made to fail. */
   fired = 0;
   private rules: FaultRule[] = [];
-
-  constructor(private readonly below: Storage) {
-    this.path = below.path;
-    this.readOnly = below.readOnly;
-  }
 
   /** From now on `rule` applies, counted from here. */
   arm(rule: FaultRule): void {
@@ -38,61 +34,37 @@ export class FaultyStorage implements Storage {
     this.rules = [];
   }
 
-  read(offset: number, target: Uint8Array, at: number, length: number): number {
+  override read(offset: number, target: Uint8Array, at: number, length: number): number {
     this.meet('read');
-    return this.below.read(offset, target, at, length);
+    return super.read(offset, target, at, length);
   }
 
-  write(offset: number, source: Uint8Array, at: number, length: number, event: StorageEvent): void {
+  override write(offset: number, source: Uint8Array, at: number, length: number, event: StorageEvent): void {
+    this.meet(event, () => super.write(offset, source, at, Math.floor(length / 2), event));
+    super.write(offset, source, at, length, event);
+  }
+
+  override punch(offset: number, length: number, event: StorageEvent): void {
+    this.meet(event, () => super.punch(offset, Math.floor(length / 2), event));
+    super.punch(offset, length, event);
+  }
+
+  override allocate(offset: number, length: number, event: StorageEvent): void {
     this.meet(event);
-    this.below.write(offset, source, at, length, event);
+    super.allocate(offset, length, event);
   }
 
-  punch(offset: number, length: number, event: StorageEvent): void {
+  override truncate(size: number, event: StorageEvent): void {
     this.meet(event);
-    this.below.punch(offset, length, event);
+    super.truncate(size, event);
   }
 
-  allocate(offset: number, length: number, event: StorageEvent): void {
+  override sync(event: StorageEvent): void {
     this.meet(event);
-    this.below.allocate(offset, length, event);
+    super.sync(event);
   }
 
-  size(): number {
-    return this.below.size();
-  }
-
-  truncate(size: number, event: StorageEvent): void {
-    this.meet(event);
-    this.below.truncate(size, event);
-  }
-
-  sync(event: StorageEvent): void {
-    this.meet(event);
-    this.below.sync(event);
-  }
-
-  nextData(offset: number): number {
-    return this.below.nextData(offset);
-  }
-
-  nextHole(offset: number): number {
-    return this.below.nextHole(offset);
-  }
-
-  allocatedBytes(): number {
-    return this.below.allocatedBytes();
-  }
-
-  describe(): StorageDescriptor {
-    return this.below.describe();
-  }
-
-  close(): void {
-    this.below.close();
-  }
-
-  private meet(event: StorageEvent | 'read'): void {
+  private meet(event: StorageEvent | 'read', half: () => void = () => {}): void {
     this.seen.set(event, (this.seen.get(event) ?? 0) + 1);
     for (const rule of this.rules) {
       if (rule.event !== event) continue;
@@ -102,6 +74,7 @@ export class FaultyStorage implements Storage {
       }
       if (rule.once) this.rules.splice(this.rules.indexOf(rule), 1);
       this.fired++;
+      if (rule.half === true) half();
       const cause = Object.assign(new Error(`injected ${rule.errno}`), { code: rule.errno, syscall: event });
       throw new BlockError(
         rule.errno === 'ENOSPC' ? 'NO_SPACE' : 'IO',

@@ -2,8 +2,9 @@
  * A storage that stops now and then before an operation, as a busy disk or scheduler does: what the engine decided before
  * the operation grows old meanwhile, while other threads go on.
  */
+
+import { PassingStorage } from '../../src/storage/passing';
 import type { Storage, StorageEvent } from '../../src/storage/storage';
-import { PassingStorage } from './passing-storage';
 import type { Random } from './random';
 
 /** Never notified: waiting on it is a pause. */

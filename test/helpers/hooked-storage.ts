@@ -3,8 +3,9 @@
  * moment. The engine holds no lock of the image's mapping during host I/O, so a second thread's nodes can be used from the
  * callback, as long as they need nothing that the first one holds (its remapped clusters, the flush, the header).
  */
+
+import { PassingStorage } from '../../src/storage/passing';
 import type { StorageEvent } from '../../src/storage/storage';
-import { PassingStorage } from './passing-storage';
 
 export interface Hook {
   event: StorageEvent | 'read';

@@ -4,10 +4,10 @@ import type { ExecutionContext } from 'ava';
 import type { BlockNode } from '../../src/block/node';
 import { attachChain, type OpenImage } from '../../src/block/open';
 import { attachStorage } from '../../src/storage/attach';
+import { PassingStorage } from '../../src/storage/passing';
 import { alignDown, alignUp, MIB } from '../../src/units';
 import { createImage, type ImageSpec, open, temporaryDirectory } from './images';
 import { DiskModel, firstDifference } from './model';
-import { PassingStorage } from './passing-storage';
 import { fillPattern, patternBytes, squeezableBytes } from './random';
 
 /** Nobody pulls the plug in these tests, and waiting for the disk is most of their time. */

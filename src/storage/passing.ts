@@ -1,5 +1,5 @@
 /** A storage that hands everything on: the base of those that do something on the way. */
-import type { Storage, StorageDescriptor, StorageEvent } from '../../src/storage/storage';
+import type { Storage, StorageDescriptor, StorageEvent } from './storage';
 
 export class PassingStorage implements Storage {
   readonly path: string;
