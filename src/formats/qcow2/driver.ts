@@ -31,7 +31,7 @@ export class Qcow2Driver implements FormatDriver {
   readonly capabilities = QCOW2_CAPABILITIES;
   readonly clusterSize: number;
   readonly granule: number;
-  /** Counts on disk are never too low (see refcounts.ts), so the bit is never needed. */
+  /** Counts on disk are never too low (see refcounts.ts): the bit is needed only while snapshots change, and set there. */
   readonly usesDirtyBit = false;
   readonly hasZeroClusters: boolean;
   readonly zeroesInPlace: boolean;

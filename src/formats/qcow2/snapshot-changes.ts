@@ -2,13 +2,17 @@
  * Taking, deleting, renaming snapshots and reverting to them. The order of writes makes each of them "done" or "not done"
  * whenever the power fails, with leaks at the most:
  *
- *   take    counts up; durable; flags of the disk's tables cleared, copy of L1, new snapshot table; durable; header; durable
- *   delete  new snapshot table; durable; header; durable; counts down, flags that are true again
+ *   take    dirty bit; durable; counts up; durable; flags of the disk's tables cleared, copy of L1, new snapshot table; durable;
+ *           header, without the bit; durable
+ *   delete  new snapshot table; durable; header, with the dirty bit; durable; counts down; durable; flags that are true again;
+ *           durable; header without the bit; durable
  *   revert  counts up; durable; new L1; durable; header; durable; counts of the old tables down
  *   rename  new snapshot table; durable; header; durable
  *
- * A count is never too low for what the tables on disk name. In between, a flag may be missing where the count is one, or set
- * where a second reference leaks: neither lets a write change what a snapshot reads.
+ * A count is never too low for what the tables on disk name. While the dirty bit is set, a flag may be missing where the count
+ * is one, or set where a second reference leaks. No order avoids that, flags and counts lie apart; neither lets a write change
+ * what a snapshot reads, and whoever opens the image for writing sees the bit and sets the flags right. Version 2 has no such
+ * bit: there a check has to be asked for.
  */
 import { BlockError } from '../../errors';
 import { logOf } from '../../log';
@@ -70,6 +74,7 @@ export class SnapshotChanges {
     try {
       snapshot.l1Offset = areas.add(active.l1.length);
       const table = this.tableWith([...this.known.snapshots, snapshot], areas);
+      this.markDirty(true);
       this.references.add(active);
       counted = true;
       this.engine.flush();
@@ -83,8 +88,9 @@ export class SnapshotChanges {
       // After a failed sync nobody knows what the file says, and nothing is written any more.
       if (state.failed) throw error;
       if (counted) this.references.takeBack(active);
-      if (flagged) this.refreshFlags();
+      const right = !flagged || this.refreshFlags();
       areas.giveBack();
+      if (right) this.settle();
       throw error;
     }
     log('%s: snapshot %s taken, L1 at %d, %d entries', storage.path, snapshot.id, snapshot.l1Offset, own.l1Entries);
@@ -94,16 +100,21 @@ export class SnapshotChanges {
   remove(snapshot: Qcow2Snapshot): void {
     const { state } = this.parts;
     const tree = this.treeOf(snapshot.l1Offset, snapshot.l1Entries);
-    this.replaceTable(this.known.snapshots.filter((other) => other !== snapshot));
+    this.replaceTable(
+      this.known.snapshots.filter((other) => other !== snapshot),
+      this.hasDirtyBit,
+    );
     // It is gone. What fails from here on leaks.
+    let right = true;
     try {
       const single = this.references.release(tree);
       this.engine.flush();
-      if (single) this.refreshFlags();
+      if (single) right = this.refreshFlags();
     } catch (error) {
       log('%s: what snapshot %s held is not all free: %s', this.parts.storage.path, snapshot.id, error);
-      if (!state.failed) this.refreshFlags();
+      right = !state.failed && this.refreshFlags();
     }
+    if (right) this.settle();
   }
 
   rename(snapshot: Qcow2Snapshot, name: string): void {
@@ -146,14 +157,14 @@ export class SnapshotChanges {
     log('%s: reverted to snapshot %s', storage.path, snapshot.id);
   }
 
-  /** Writes another table and lets the header name it. */
-  private replaceTable(snapshots: readonly Qcow2Snapshot[]): void {
+  /** Writes another table and lets the header name it. @param dirty with the dirty bit, because more is to follow */
+  private replaceTable(snapshots: readonly Qcow2Snapshot[], dirty = false): void {
     const areas = new Areas(this.parts, this.engine);
     try {
       const table = this.tableWith(snapshots, areas);
       // The count of the new place is durable before the header names it.
       this.engine.flush();
-      this.publishTable(table);
+      this.publishTable(table, dirty);
     } catch (error) {
       if (!this.parts.state.failed) areas.giveBack();
       throw error;
@@ -174,12 +185,12 @@ export class SnapshotChanges {
     return { snapshots, offset: areas.add(length), length };
   }
 
-  private publishTable({ snapshots, offset, length }: NewTable): void {
+  private publishTable({ snapshots, offset, length }: NewTable, dirty = false): void {
     const { own, state, storage, growth, header } = this.parts;
     const old = { offset: own.snapshotsOffset, length: alignUp(this.known.length, header.clusterSize) };
     const bytes = encodeSnapshotTable(snapshots);
     if (length > 0) storage.write(offset, bytes, 0, length, 'snapshot-update');
-    this.publish({ snapshotsOffset: offset, snapshotCount: snapshots.length }, () => {
+    this.publish({ snapshotsOffset: offset, snapshotCount: snapshots.length, dirty }, () => {
       own.snapshotsOffset = offset;
       own.snapshotCount = snapshots.length;
       state.nextSnapshotGeneration();
@@ -188,7 +199,7 @@ export class SnapshotChanges {
   }
 
   /** Lets the header, and then the memory, say so. */
-  private publish(fields: Partial<Qcow2Header>, memory: () => void): void {
+  private publish(fields: Partial<Qcow2Header>, memory: () => void = () => {}): void {
     const { growth, state } = this.parts;
     state.metaMutex.with(() => {
       growth.publishHeader(fields);
@@ -247,12 +258,35 @@ export class SnapshotChanges {
     );
   }
 
-  private refreshFlags(): void {
+  private get hasDirtyBit(): boolean {
+    return this.parts.header.version > 2;
+  }
+
+  /** The dirty bit is on disk, or not, on return; what was written before is durable. */
+  private markDirty(dirty: boolean): void {
+    if (this.hasDirtyBit) this.publish({ dirty });
+  }
+
+  /** Takes the bit off when counts and flags agree in the file. If that fails, the next one to open the image does it. */
+  private settle(): void {
+    if (!this.hasDirtyBit) return;
+    try {
+      this.engine.flush();
+      this.markDirty(false);
+    } catch (error) {
+      log('%s: the dirty bit stays: %s', this.parts.storage.path, error);
+    }
+  }
+
+  /** @returns whether all of them are right */
+  private refreshFlags(): boolean {
     try {
       this.references.refreshFlags(this.activeTree());
+      return true;
     } catch (error) {
       // Flags that are missing cost copies and nothing more.
       log('%s: copied flags are not all right: %s', this.parts.storage.path, error);
+      return false;
     }
   }
 
