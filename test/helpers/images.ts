@@ -77,13 +77,13 @@ export function checkStorage(storage: Storage): CheckResult {
   return module.check?.(module.readHeader(storage), storage, 'none') ?? sound;
 }
 
-export function createInMemory(spec: ImageSpec, capacity: number): MemoryStorage {
+export function createInMemory(spec: ImageSpec, capacity: number, data?: MemoryStorage): MemoryStorage {
   const storage = MemoryStorage.create(capacity, `memory.${spec.format}`);
-  formatByName(spec.format).create?.(storage, spec);
+  formatByName(spec.format).create?.(storage, spec, data);
   return storage;
 }
 
-/** Puts another storage in front of the top image's; the lower layers stay as they are. */
+/** Puts another storage in front of the top image's files; the lower layers stay as they are. */
 export type Wrap = (storage: Storage) => Storage;
 
 export interface OpenedChain {
@@ -97,11 +97,11 @@ export interface OpenedChain {
 
 /**
  * Opens storages as one chain, top first, without files and locks.
- * @param formats of each layer; probed when absent
+ * @param options `data`: external data file of the top image; `wrap` sees it too
  */
 export function openChainOf(
   storages: Storage[],
-  options: { readOnly?: boolean; threads?: number; wrap?: Wrap; cacheBytes?: number } = {},
+  options: { readOnly?: boolean; threads?: number; wrap?: Wrap; cacheBytes?: number; data?: Storage } = {},
 ): OpenedChain {
   const wrap = options.wrap ?? ((storage: Storage) => storage);
   const layers: ImageDescriptor['layers'] = storages.map((storage, index) => {
@@ -111,7 +111,14 @@ export function openChainOf(
     if (!readOnly) module.prepareWrite?.(header, wrap(storage));
     const state = createImageState(options.threads ?? 4, !readOnly);
     module.initState(header, storage, new ImageState(state, 0));
-    return { storage: { ...storage.describe(), readOnly }, header, state, imageId: 1 + index };
+    const data = index === 0 ? options.data : undefined;
+    return {
+      storage: { ...storage.describe(), readOnly },
+      ...(data === undefined ? {} : { data: { ...data.describe(), readOnly } }),
+      header,
+      state,
+      imageId: 1 + index,
+    };
   });
   const descriptor: ImageDescriptor = { layers, cache: createTableCache(options.cacheBytes ?? TABLE_CACHE_MIN_BYTES) };
   const attach = (thread: number, own: Wrap = wrap) =>

@@ -22,6 +22,8 @@ export interface ModelOptions {
   most: number;
   /** May the disk grow? */
   grows: boolean;
+  /** Counts are too narrow for what several compressed clusters and a snapshot share. */
+  plain?: boolean;
 }
 
 export class SnapshotModel {
@@ -44,7 +46,7 @@ export class SnapshotModel {
   step(): string {
     const { random, snapshots, options } = this;
     const what = random.below(100);
-    if (what < 15) return this.compress();
+    if (what < 15) return options.plain === true ? this.write() : this.compress();
     if (what < 50) return this.write();
     if (what < 70) return this.zero();
     if (what < 78) {

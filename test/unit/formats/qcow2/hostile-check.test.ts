@@ -4,9 +4,9 @@ import { BlockError } from '../../../../src/errors';
 import { qcow2Format } from '../../../../src/formats/qcow2/format';
 import { readQcow2Header } from '../../../../src/formats/qcow2/header';
 import { MemoryStorage } from '../../../../src/storage/memory';
+import { PassingStorage } from '../../../../src/storage/passing';
 import { alignUp, KIB, MIB } from '../../../../src/units';
 import { createInMemory } from '../../../helpers/images';
-import { PassingStorage } from '../../../helpers/passing-storage';
 import { Qcow2Bytes } from '../../../helpers/qcow2-bytes';
 
 /** A file with a hole behind its bytes. */
