@@ -285,8 +285,8 @@ export class Refcounts {
   }
 
   /**
-   * A refcount block, or a table that was looked at lately, of another level than `but`; what is no table any more leaves the cache before its
-   * place is used again. The lock is held.
+   * A refcount block, or an L2 table of the live disk that was looked at lately, unless `but` says to leave those out. The cache only
+   * hints at the L2 tables: a reader may load a slice of one in the moment in which a deleted snapshot gives it back. The lock is held.
    */
   knownTableIn(offset: number, length: number, but?: TableLevel): string | undefined {
     const { sliceBytes, cache, imageId, clusterSize } = this;
@@ -295,9 +295,34 @@ export class Refcounts {
     }
     for (let at = offset - (offset % sliceBytes); at < offset + length; at += sliceBytes) {
       const level = cache.levelOf(imageId, at);
-      if (level !== undefined && level !== but) return `${TABLE_NAMES[level]} at ${hex(at - (at % clusterSize))}`;
+      if (level === undefined || level === but) continue;
+      const cluster = at - (at % clusterSize);
+      if (level === 'refcount' || (level === 'l2' && this.isNamedByL1(cluster))) {
+        return `${TABLE_NAMES[level]} at ${hex(cluster)}`;
+      }
     }
     return undefined;
+  }
+
+  /** Does the live disk have its L2 table there? Reads all of L1, so ask only where something speaks for it. The lock is held. */
+  private isNamedByL1(cluster: number): boolean {
+    const { own, cache, imageId, storage, sliceBytes } = this;
+    const bytes = Buffer.alloc(sliceBytes);
+    for (let at = 0; at < own.l1Entries * 8; at += sliceBytes) {
+      const slot = cache.find(imageId, own.l1Offset + at, 0);
+      const version = slot < 0 ? -1 : cache.version(slot);
+      if (slot >= 0) bytes.set(cache.bytes.subarray(slot * SLICE_BYTES, slot * SLICE_BYTES + sliceBytes));
+      // What is not in the cache does not differ from the file.
+      if (slot < 0 || !cache.unchanged(slot, version, imageId, own.l1Offset + at)) {
+        storage.read(own.l1Offset + at, bytes, 0, sliceBytes);
+      }
+      const entries = Math.min(sliceBytes / 8, own.l1Entries - at / 8);
+      for (let entry = 0; entry < entries; entry++) {
+        const high = bytes.readUInt32BE(entry * 8);
+        if (offsetOf(high, bytes.readUInt32BE(entry * 8 + 4)) === cluster) return true;
+      }
+    }
+    return false;
   }
 
   private tooMany(): BlockError {

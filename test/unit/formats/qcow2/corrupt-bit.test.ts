@@ -6,10 +6,11 @@ import { BlockError } from '../../../../src/errors';
 import { checkQcow2 } from '../../../../src/formats/qcow2/check';
 import { qcow2Format } from '../../../../src/formats/qcow2/format';
 import { readQcow2Header } from '../../../../src/formats/qcow2/header';
+import { TableCache } from '../../../../src/shared/table-cache';
 import { FaultyStorage } from '../../../../src/storage/faulty';
 import { MemoryStorage } from '../../../../src/storage/memory';
-import { KIB, MIB } from '../../../../src/units';
-import { openChainOf } from '../../../helpers/images';
+import { alignUp, KIB, MIB } from '../../../../src/units';
+import { checkStorage, createInMemory, openChainOf } from '../../../helpers/images';
 
 const CLUSTER = 64 * KIB;
 const COPIED = 1n << 63n;
@@ -190,4 +191,21 @@ test('a header that cannot be written: no more changes all the same', (t) => {
   t.throws(() => chain.node.write(CLUSTER, one, 0, 5), { message: /L2 cluster offset/ });
   t.throws(() => chain.node.write(0, one, 0, 5), { message: /marked corrupt/ });
   t.is(faulty.fired, 1);
+});
+
+test('a place whose table went with a snapshot takes data: what the cache still holds of it is no table', (t) => {
+  const storage = createInMemory({ format: 'qcow2', size: MIB, clusterSize: 4096 }, 4 * MIB);
+  const chain = openChainOf([storage]);
+  // As a reader leaves it who loads a slice in the moment in which the table is given back.
+  const cache = new TableCache(chain.descriptor.cache);
+  const end = alignUp(storage.size(), 4096);
+  for (let offset = end; offset < end + 16 * 4096; offset += 4096) {
+    t.true(cache.load(1, { offset, length: 4096, level: 'l2' }, () => {}));
+  }
+  const data = Buffer.alloc(8 * 4096, 7);
+  t.notThrows(() => chain.node.write(0, data, 0, data.length));
+  // In place, too.
+  t.notThrows(() => chain.node.write(0, data, 0, data.length));
+  chain.finish();
+  t.deepEqual(checkStorage(storage).messages, []);
 });
