@@ -133,11 +133,10 @@ export class Crew {
    */
   private missing(seats: Seats): number {
     const onDisk = seats.allBusy ? threadsOnDisk() : 0;
-    if (onDisk === 0) {
-      if (++this.calmLooks === CALM_LOOKS && seats.limit > CALM_SEATS) seats.allow(CALM_SEATS);
-      return 0;
-    }
-    this.calmLooks = 0;
+    // Counted while all may sit: what was quiet before says nothing of now.
+    this.calmLooks = onDisk === 0 && seats.limit > CALM_SEATS ? this.calmLooks + 1 : 0;
+    if (this.calmLooks === CALM_LOOKS) seats.allow(CALM_SEATS);
+    if (onDisk === 0) return 0;
     if (onDisk < Math.min(seats.limit, this.workers.length) / 2) return 0;
     if (seats.limit < this.workersMax) seats.allow(this.workersMax);
     return Math.min(GROW_STEP, this.workersMax - this.workers.length);

@@ -360,13 +360,7 @@ export abstract class TwoLevelDriver implements FormatDriver {
   }
 
   protected locked<T>(body: () => T): T {
-    const { lock } = this.state;
-    lock.lockExclusive();
-    try {
-      return body();
-    } finally {
-      lock.unlockExclusive();
-    }
+    return this.state.lock.withExclusive(body);
   }
 
   private l1Slice(offset: HostOffset): TableSlice {

@@ -67,6 +67,16 @@ export class RwLock {
     this.wake();
   }
 
+  /** Runs `body` with the exclusive side held. */
+  withExclusive<T>(body: () => T): T {
+    this.lockExclusive();
+    try {
+      return body();
+    } finally {
+      this.unlockExclusive();
+    }
+  }
+
   private tryShared(): boolean {
     const { words, base } = this;
     if (Atomics.load(words, base + WRITERS) !== 0) return false;

@@ -368,12 +368,6 @@ export class Qcow2Driver implements FormatDriver {
   }
 
   private locked<T>(body: () => T): T {
-    const { lock } = this.state;
-    lock.lockExclusive();
-    try {
-      return body();
-    } finally {
-      lock.unlockExclusive();
-    }
+    return this.state.lock.withExclusive(body);
   }
 }

@@ -94,12 +94,6 @@ export class GiveBack {
   }
 
   private locked<T>(body: () => T): T {
-    const { lock } = this.state;
-    lock.lockExclusive();
-    try {
-      return body();
-    } finally {
-      lock.unlockExclusive();
-    }
+    return this.state.lock.withExclusive(body);
   }
 }

@@ -356,12 +356,6 @@ export class Growth {
   }
 
   private locked<T>(body: () => T): T {
-    const { lock } = this.state;
-    lock.lockExclusive();
-    try {
-      return body();
-    } finally {
-      lock.unlockExclusive();
-    }
+    return this.state.lock.withExclusive(body);
   }
 }

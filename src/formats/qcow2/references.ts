@@ -233,12 +233,6 @@ export class References {
   }
 
   private locked<T>(body: () => T): T {
-    const { lock } = this.state;
-    lock.lockExclusive();
-    try {
-      return body();
-    } finally {
-      lock.unlockExclusive();
-    }
+    return this.state.lock.withExclusive(body);
   }
 }
