@@ -2,7 +2,7 @@
  * Runs a batch of cases in a process of its own, which the parent may kill. Descriptor 3 tells what goes on, a line of JSON
  * each; at the end it waits for its standard input to end, so that the parent can still measure it.
  *
- *     node --expose-gc worker.js SEED DIRECTORY KIND:INDEX...
+ *     node worker.js SEED DIRECTORY KIND:INDEX...
  */
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
@@ -20,8 +20,6 @@ export type Message =
   | { kind: 'end' };
 
 const REPORTS = 3;
-/** Garbage of earlier cases must not be taken for the need of this one. */
-const COLLECT_ABOVE = 250 * 1024 * 1024;
 
 function tell(message: Message): void {
   fs.writeSync(REPORTS, `${JSON.stringify(message)}\n`);
@@ -50,7 +48,6 @@ function main([seed, directory, ...names]: string[]): void {
       findings.push(...beside(path.join(directory, 'images', 'image'), check, opened));
     }
     for (const finding of findings) tell({ kind: 'finding', name, story, finding });
-    if (process.memoryUsage.rss() > COLLECT_ABOVE) globalThis.gc?.();
   }
   tell({ kind: 'end' });
   fs.readSync(0, new Uint8Array(1));
