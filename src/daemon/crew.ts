@@ -19,17 +19,12 @@ export const MAIN_THREAD = 0;
 export const FLUSHER_THREAD = 1;
 export const FIRST_WORKER_THREAD = 2;
 
-/** How often the crew looks whether the disk holds it up, ms: while all may sit, and while few may. */
+/** How often the crew looks whether the disk holds it up, ms: while all may sit, while it may still grow, and otherwise. */
 const LOOK_BUSY_MS = 50;
+const LOOK_GROWING_MS = 100;
 const LOOK_IDLE_MS = 200;
 /** Looks in a row that find nobody waiting for the disk until few may sit again: one second. */
 const CALM_LOOKS = 20;
-const GROW_STEP = 4;
-/**
- * So many more workers are started one by one while nobody asks for anything, for the day when the disk is slow: with everybody waiting
- * for it, starting one takes a second.
- */
-const SPARES = 4;
 /** Serving leaves hardly any garbage, and this is memory that each worker has for itself: 13 MiB a worker instead of 17. */
 const YOUNG_GENERATION_MB = 1;
 
@@ -80,7 +75,7 @@ export class Crew {
 
   /**
    * @param workers how many start now
-   * @param workersMax how many there may be, while all of them wait for the host's disk
+   * @param workersMax how many there may be later
    */
   constructor(
     workers: number,
@@ -99,6 +94,10 @@ export class Crew {
     return this.workers.length;
   }
 
+  /**
+   * Also adds workers up to the most there may be, one at a time: while nobody asks for anything, for the day when the disk is slow,
+   * and when everybody waits for it. In the midst of such a load it would take a second to start one.
+   */
   serve(orders: Omit<WorkerOrders, 'thread' | 'bell'>): void {
     const send = (worker: Worker, index: number) => {
       const thread = FIRST_WORKER_THREAD + index;
@@ -107,20 +106,19 @@ export class Crew {
     this.workers.forEach(send);
     if (orders.serve.seats === undefined) return;
     const seats = new Seats(orders.serve.seats);
-    const add = (more: number): void => {
-      for (let started = 0; started < more; started++) {
+    let requests = seats.requests;
+    const look = (): void => {
+      const idle = seats.requests === requests;
+      requests = seats.requests;
+      const held = this.heldUp(seats);
+      const growing = this.workers.length < this.workersMax;
+      if (growing && (idle || held)) {
         const worker = this.startThread('worker');
         this.ends.push(this.ended(worker, 'worker'));
         send(worker, this.workers.push(worker) - 1);
       }
-    };
-    const spared = Math.min(this.workersMax, this.workers.length + SPARES);
-    let requests = -1;
-    const look = (): void => {
-      const idle = seats.requests === requests;
-      requests = seats.requests;
-      add(idle && this.workers.length < spared ? 1 : this.missing(seats));
-      this.looking = setTimeout(look, seats.limit > CALM_SEATS ? LOOK_BUSY_MS : LOOK_IDLE_MS).unref();
+      const calm = growing ? LOOK_GROWING_MS : LOOK_IDLE_MS;
+      this.looking = setTimeout(look, seats.limit > CALM_SEATS ? LOOK_BUSY_MS : calm).unref();
     };
     look();
   }
@@ -129,17 +127,16 @@ export class Crew {
    * Requests that the page cache answers keep a few workers busy, and more of them would only take turns on the same processors.
    * Requests that wait for the disk keep as many workers waiting as there are, and the disk could do more at once: then all take
    * their seats, and if half of all still sleep in the kernel, some are added.
-   * @returns how many to add
+   * @returns whether more workers would do more
    */
-  private missing(seats: Seats): number {
+  private heldUp(seats: Seats): boolean {
     const onDisk = seats.allBusy ? threadsOnDisk() : 0;
     // Counted while all may sit: what was quiet before says nothing of now.
     this.calmLooks = onDisk === 0 && seats.limit > CALM_SEATS ? this.calmLooks + 1 : 0;
     if (this.calmLooks === CALM_LOOKS) seats.allow(CALM_SEATS);
-    if (onDisk === 0) return 0;
-    if (onDisk < Math.min(seats.limit, this.workers.length) / 2) return 0;
+    if (onDisk === 0 || onDisk < Math.min(seats.limit, this.workers.length) / 2) return false;
     if (seats.limit < this.workersMax) seats.allow(this.workersMax);
-    return Math.min(GROW_STEP, this.workersMax - this.workers.length);
+    return true;
   }
 
   /** Resolves when all workers have ended, those that were added meanwhile, too. */

@@ -30,8 +30,8 @@ export interface MountSettings {
 
 /** Ours: each blocks in read(2) and costs 8.5 MiB. */
 const THREADS_MAX = 64;
-/** Without a word of the user the crew grows up to this, while all of it waits for the host's disk. */
-const THREADS_GROWN = 12;
+/** Without a word of the user the crew grows up to this once the mount answers: enough to keep a disk busy. */
+const THREADS_GROWN = 8;
 const CACHE_SIZE_DEFAULT = 32 * MIB;
 const CACHE_SIZE_MIN = MIB;
 const CACHE_SIZE_MAX = 4 * GIB;

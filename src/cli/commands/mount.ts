@@ -23,8 +23,8 @@ of images, get a folder each, named after the file. Returns when the mount answe
   -d, --debug              as -f, and print what happens
   -o OPTION[,OPTION]...    as mount(8); every option here can be one: -o ro,format=qed,threads=8
       --format FORMAT      of the images (qcow2, qcow, qed, raw); without it their first bytes tell
-      --threads N          exactly N worker threads (default: the number of cores, at least 4;
-                           up to 12 while all of them wait for the disk)
+      --threads N          exactly N worker threads (default: the number of cores, at least 4
+                           at first and 8 in the end)
       --session KIND       kernel: FUSE protocol over /dev/fuse; native: the fuse-native
                            package; auto (default): kernel
       --cache-size SIZE    memory for mapping tables of all images (default 32M)
