@@ -1,5 +1,4 @@
 /** Which parts of a disk are where: the entries of `qemu-img map --output=json` and of `map.json`. */
-import { GIB } from '../units';
 import type { BlockNode, BlockStatus } from './node';
 
 /** Field names and their order are those of `qemu-img map --output=json`. */
@@ -23,9 +22,6 @@ export interface GuestRange {
   length: number;
 }
 
-/** Bytes asked for at once; neighbours that agree are merged, so it does not show. */
-const STEP = GIB;
-
 /** Entries over the whole chain. The part of the range past the end of the disk is left out. */
 export function mapEntries(node: BlockNode, range: GuestRange): Generator<MapEntry> {
   return merged(node, range, (start, length) => node.status(start, length));
@@ -45,7 +41,7 @@ function* merged(
   let current: MapEntry | undefined;
   let start = range.start;
   while (start < end) {
-    const next = entryOf(node, start, statusAt(start, Math.min(STEP, end - start)));
+    const next = entryOf(node, start, statusAt(start, end - start));
     if (current !== undefined && continues(current, next)) current.length += next.length;
     else {
       if (current !== undefined) yield current;

@@ -82,7 +82,8 @@ export interface FormatDriver {
 
   /**
    * Where the guest data at `guest` is, for this layer only. Called with the lock held, shared or exclusive.
-   * `guest + maxLength` is inside the disk. Runs of one status are coalesced; a run ends at the latest where its table slice ends.
+   * `guest + maxLength` is inside the disk. Runs of one status are coalesced; a run ends at the latest where its table slice
+   * ends: of L2, or of L1 where there are no L2 tables.
    * Throws CORRUPT_IMAGE for an entry that points outside the file or is unaligned.
    */
   map(guest: GuestOffset, maxLength: number): Mapping;

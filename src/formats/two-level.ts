@@ -11,9 +11,10 @@
  */
 import { BlockError, hex } from '../errors';
 import type { ImageState } from '../shared/image-state';
-import { SLICE_BYTES, type TableCache, type TableLevel, type TableSlice } from '../shared/table-cache';
+import { SLICE_BYTES, type TableCache, type TableSlice } from '../shared/table-cache';
 import type { Storage } from '../storage/storage';
 import { alignUp, MIB } from '../units';
+import { lengthWithoutTable } from './absent-tables';
 import { AppendAllocator } from './append-allocator';
 import type { DriverCapabilities, FormatDriver, HostOffset, Mapping, Reservation, Target } from './driver';
 
@@ -111,9 +112,7 @@ export abstract class TwoLevelDriver implements FormatDriver {
     const { clusterSize, cache, imageId } = this;
     const l2Table = this.l2TableOf(guest);
     if (typeof l2Table === 'object') return { kind: 'miss', slice: l2Table };
-    if (l2Table === UNALLOCATED) {
-      return { kind: 'unallocated', length: Math.min(maxLength, this.tableSpan - (guest % this.tableSpan)) };
-    }
+    if (l2Table === UNALLOCATED) return { kind: 'unallocated', length: this.lengthWithoutTable(guest, maxLength) };
     const index = Math.floor(guest / clusterSize) % this.entriesPerTable;
     const inSlice = index % this.entriesPerSlice;
     const offset = l2Table + (index - inSlice) * ENTRY_BYTES;
@@ -305,6 +304,19 @@ export abstract class TwoLevelDriver implements FormatDriver {
     return entry;
   }
 
+  /** As of `guest`, which has none. The lock is held. */
+  private lengthWithoutTable(guest: number, maxLength: number): number {
+    const { cache, imageId, tableSpan } = this;
+    const left = tableSpan - (guest % tableSpan);
+    if (left >= maxLength) return maxLength;
+    const number = Math.floor(guest / tableSpan);
+    const index = number % ENTRIES_PER_SLICE;
+    const offset = this.l1Offset + (number - index) * ENTRY_BYTES;
+    const entries = Math.min(SLICE_BYTES, this.l1Offset + this.l1Bytes - offset) / ENTRY_BYTES;
+    const slice = { slot: this.l1Hint, imageId, offset, index, entries };
+    return lengthWithoutTable(cache, slice, guest, maxLength, tableSpan);
+  }
+
   /**
    * Allocates an L2 table and lets L1 point to it. The place reads zero, and does so on stable storage before L1 is
    * written (the flush syncs data first), so a crash in between shows an empty table at the worst. It gets its host blocks
@@ -364,15 +376,11 @@ export abstract class TwoLevelDriver implements FormatDriver {
   }
 
   private l1Slice(offset: HostOffset): TableSlice {
-    return this.slice(offset, Math.min(SLICE_BYTES, this.l1Offset + this.l1Bytes - offset), 'l1');
+    return { offset, length: Math.min(SLICE_BYTES, this.l1Offset + this.l1Bytes - offset), level: 'l1' };
   }
 
   private l2Slice(offset: HostOffset): TableSlice {
-    return this.slice(offset, this.sliceBytes, 'l2');
-  }
-
-  private slice(offset: HostOffset, length: number, level: TableLevel): TableSlice {
-    return { offset, length, level };
+    return { offset, length: this.sliceBytes, level: 'l2' };
   }
 
   private isCluster(offset: HostOffset): boolean {

@@ -5,6 +5,7 @@
 import { hex } from '../../errors';
 import type { ImageState } from '../../shared/image-state';
 import { SLICE_BYTES, type TableCache, type TableLevel, type TableSlice } from '../../shared/table-cache';
+import { lengthWithoutTable } from '../absent-tables';
 import { type Mapping, TableError } from '../driver';
 import {
   bitAt,
@@ -80,8 +81,7 @@ export class Qcow2Mapping {
     const { cache, imageId } = this;
     const table = this.l1Entry(guest);
     if (typeof table === 'object') return { kind: 'miss', slice: table };
-    if (table === 0)
-      return { kind: 'unallocated', length: Math.min(maxLength, this.tableSpan - (guest % this.tableSpan)) };
+    if (table === 0) return { kind: 'unallocated', length: this.lengthWithoutTable(guest, maxLength) };
     const owned = table % 2 === OWNED;
     const inSlice = this.indexInSlice(guest);
     const offset = this.sliceOffset(table, guest);
@@ -116,6 +116,22 @@ export class Qcow2Mapping {
     if (table === 0) return 0;
     if (!this.isCluster(table)) throw this.corruptEntry('L1', guest, `table offset ${hex(table)}`);
     return isCopied(high) ? table + OWNED : table;
+  }
+
+  /** As of `guest`, which has none. The lock is held. */
+  private lengthWithoutTable(guest: number, maxLength: number): number {
+    const { cache, imageId, tableSpan, sliceBytes } = this;
+    const left = tableSpan - (guest % tableSpan);
+    if (left >= maxLength) return maxLength;
+    const number = Math.floor(guest / tableSpan);
+    const { l1Offset, l1Entries } = this.place;
+    // Of a snapshot that was shorter.
+    if (number >= l1Entries) return maxLength;
+    const index = number % (sliceBytes / 8);
+    const first = number - index;
+    const entries = Math.min(sliceBytes / 8, l1Entries - first);
+    const slice = { slot: this.l1Hint, imageId, offset: l1Offset + first * 8, index, entries };
+    return lengthWithoutTable(cache, slice, guest, maxLength, tableSpan);
   }
 
   /** Index of the entry for `guest` in its slice of the L2 table. */
