@@ -156,8 +156,8 @@ export class ClusterLayer implements Layer {
     }
   }
 
-  /** Cuts a run of data where a hole of the host's file begins or ends. */
-  private withHoles(status: LayerStatus): LayerStatus {
+  /** Cuts a run of data where a hole of the host's file begins or ends. Snapshots ask this of the live disk. */
+  withHoles(status: LayerStatus): LayerStatus {
     if (status.kind !== 'data' || this.driver.hasHostHoles?.() !== true) return status;
     const { offset, length } = status;
     const { data } = this.driver;

@@ -45,7 +45,7 @@ export class SnapshotLayer extends ClusterLayer {
   }
 
   override status(guest: number, maxLength: number): LayerStatus {
-    return this.guarded(() => this.mapper.lookUp(guest, maxLength));
+    return this.guarded(() => this.live.withHoles(this.mapper.lookUp(guest, maxLength)));
   }
 
   private guarded<T>(body: () => T): T {

@@ -1,5 +1,8 @@
 /** What the functions of block/snapshots.ts answer, and refuse. */
+import * as path from 'node:path';
 import test from 'ava';
+import { mapEntries } from '../../../src/block/map-entries';
+import type { BlockNode } from '../../../src/block/node';
 import {
   deleteSnapshot,
   listSnapshots,
@@ -14,7 +17,15 @@ import {
 import { readQcow2Header } from '../../../src/formats/qcow2/header';
 import { encodeSnapshotTable, readSnapshotTable } from '../../../src/formats/qcow2/snapshot-table';
 import { KIB, MIB } from '../../../src/units';
-import { checkStorage, createInMemory, type ImageSpec, openChainOf } from '../../helpers/images';
+import {
+  checkStorage,
+  createImage,
+  createInMemory,
+  type ImageSpec,
+  open,
+  openChainOf,
+  temporaryDirectory,
+} from '../../helpers/images';
 import { patternBytes } from '../../helpers/random';
 import { checkSound } from '../../helpers/snapshot-images';
 import { contentOf, firstDifference } from '../../helpers/snapshot-model';
@@ -224,4 +235,25 @@ test('hundreds of snapshots: the table has several clusters', (t) => {
   }
   finish();
   t.is(checkSound(storage), undefined);
+});
+
+test('the map of a snapshot shows holes of the image file, as that of the live disk does', (t) => {
+  const file = path.join(temporaryDirectory(t), 'image.qcow2');
+  createImage(file, { format: 'qcow2', size: 4 * MIB, preallocation: 'metadata' });
+  const image = open(file);
+  t.teardown(() => image.close());
+  const { node } = image;
+  node.write(MIB, fill(MIB, 64 * KIB, 1), 0, 64 * KIB);
+  const map = (of: BlockNode) => [...mapEntries(of, { start: 0, length: of.size() })];
+  const { id } = takeSnapshot(node, 'one');
+  const live = map(node);
+  t.deepEqual(
+    live.map(({ length, zero }) => [length, zero]),
+    [
+      [MIB, true],
+      [64 * KIB, false],
+      [3 * MIB - 64 * KIB, true],
+    ],
+  );
+  t.deepEqual(map(openSnapshot(node, id)), live);
 });
