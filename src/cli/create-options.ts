@@ -1,5 +1,5 @@
 /** The list behind `create -o`: help, checks, and what the values mean. */
-import type { CreateOptionSpec } from '../formats/create-options';
+import { type CreateOptionSpec, ENCRYPTION_OPTION } from '../formats/create-options';
 import type { CreateOptions } from '../formats/format';
 import { sizeArgument } from './args';
 import { UsageError } from './command';
@@ -10,7 +10,8 @@ const NO = new Set(['off', 'no', 'false', 'n']);
 
 /** What `-o help` prints: by name, as qemu-img has it. */
 export function optionsHelp(specs: readonly CreateOptionSpec[]): string {
-  const lines = [...specs]
+  const lines = specs
+    .filter(({ hidden }) => hidden !== true)
     .sort((a, b) => (a.name < b.name ? -1 : 1))
     .map(({ name, type, help }) => {
       const word = `${name}=<${type === 'bool' ? 'bool (on/off)' : type}>`;
@@ -23,6 +24,7 @@ export function optionsHelp(specs: readonly CreateOptionSpec[]): string {
 export function checkOptions(specs: readonly CreateOptionSpec[], values: Map<string, string>): void {
   for (const [name, value] of values) {
     const spec = specs.find((candidate) => candidate.name === name);
+    refuseEncryption(specs, name, value);
     if (spec === undefined) throw new UsageError(`Invalid parameter '${name}'`);
     if (spec.values !== undefined && !spec.values.includes(value)) {
       throw new UsageError(`Parameter '${name}' does not accept value '${value}'`);
@@ -33,6 +35,14 @@ export function checkOptions(specs: readonly CreateOptionSpec[], values: Map<str
     if (spec.type === 'num' && !/^[0-9]+$/.test(value)) throw new UsageError(`Parameter '${name}' expects a number`);
     if (spec.type === 'size') sizeArgument(value, sizeWord(name));
   }
+}
+
+function refuseEncryption(specs: readonly CreateOptionSpec[], name: string, value: string): void {
+  const wanted = name.startsWith('encrypt.') || (name === ENCRYPTION_OPTION.name && YES.has(value));
+  if (!wanted || !specs.includes(ENCRYPTION_OPTION)) return;
+  throw new UsageError(
+    `Cannot create an encrypted image: '${name}=${value}' is not supported, only 'encryption=off' is`,
+  );
 }
 
 /** How the line "Formatting ..." shows an option: sizes as plain numbers; undefined when it shows nothing. */

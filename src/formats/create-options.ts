@@ -8,6 +8,8 @@ export interface CreateOptionSpec {
   values?: readonly string[];
   /** What the line "Formatting ..." shows when it is not given; absent: nothing. */
   shown?: string;
+  /** Not in the help: taken so that scripts go on working. */
+  hidden?: true;
 }
 
 export const SIZE_OPTION: CreateOptionSpec = { name: 'size', type: 'size', help: 'Virtual disk size' };
@@ -22,3 +24,11 @@ export function preallocationOption(...values: string[]): CreateOptionSpec {
   const help = `Preallocation mode (allowed values: ${values.join(', ')})`;
   return { name: 'preallocation', type: 'str', help, values };
 }
+
+/** Scripts say `encryption=off`. Encrypted images are neither made nor opened. */
+export const ENCRYPTION_OPTION: CreateOptionSpec = {
+  name: 'encryption',
+  type: 'bool',
+  help: 'Encrypt the image; only off is supported',
+  hidden: true,
+};

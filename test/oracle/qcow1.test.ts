@@ -35,6 +35,7 @@ const CREATED: [words: string[], tail: string[]][] = [
   [['-u', '-b', `${'x'.repeat(1018)}.qcow`, '-F', 'qcow'], ['1M']],
   [['-o', 'size=2M'], []],
   [['-o', 'preallocation=off'], ['1M']],
+  [['-o', 'encryption=off'], ['1M']],
 ];
 
 oracleTest('imagefs create -f qcow writes the bytes of qemu-img create', async (t, directory) => {
@@ -45,7 +46,7 @@ oracleTest('imagefs create -f qcow writes the bytes of qemu-img create', async (
     const [theirs, ours] = await createBoth(directory, words, tail);
     t.true(ours.equals(theirs), [...words, ...tail].join(' '));
   }
-  t.is(CREATED.length, 21);
+  t.is(CREATED.length, 22);
 });
 
 const REFUSED: string[][] = [
@@ -61,6 +62,7 @@ const REFUSED: string[][] = [
 oracleTest('imagefs create -f qcow prints what qemu-img prints, and refuses what it refuses', (t, directory) => {
   make(directory, 'create', '-q', '-f', 'raw', 'base.raw', '3M');
   sameAnswer(t, directory, ['create', '-f', 'qcow', 'x', '513']);
+  sameAnswer(t, directory, ['create', '-f', 'qcow', '-o', 'encryption=off', 'x', '1M']);
   sameAnswer(t, directory, ['create', '-f', 'qcow', '-b', 'base.raw', '-F', 'raw', 'x']);
   for (const words of REFUSED) {
     const title = words.join(' ');

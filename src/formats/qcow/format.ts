@@ -1,5 +1,5 @@
 import { alignUp } from '../../units';
-import { BACKING_OPTIONS, preallocationOption, SIZE_OPTION } from '../create-options';
+import { BACKING_OPTIONS, ENCRYPTION_OPTION, preallocationOption, SIZE_OPTION } from '../create-options';
 import type { FormatModule, ImageHeader } from '../format';
 import { initL1 } from '../two-level';
 import { createQcow } from './create';
@@ -25,7 +25,7 @@ export const qcowFormat: FormatModule = {
 
   attach: (header, storage, state, cache, imageId) => new QcowDriver(asQcow(header), storage, state, cache, imageId),
   create: createQcow,
-  createOptions: [SIZE_OPTION, ...BACKING_OPTIONS, preallocationOption('off', 'falloc', 'full')],
+  createOptions: [SIZE_OPTION, ...BACKING_OPTIONS, ENCRYPTION_OPTION, preallocationOption('off', 'falloc', 'full')],
 };
 
 function asQcow(header: ImageHeader): QcowHeader {

@@ -1,7 +1,13 @@
 /** Options of `create -f qcow2`: what there is, what is legal, and the header of the new image. */
 import type { BlockErrorCode } from '../../errors';
 import { isPowerOfTwo } from '../../units';
-import { BACKING_OPTIONS, type CreateOptionSpec, preallocationOption, SIZE_OPTION } from '../create-options';
+import {
+  BACKING_OPTIONS,
+  type CreateOptionSpec,
+  ENCRYPTION_OPTION,
+  preallocationOption,
+  SIZE_OPTION,
+} from '../create-options';
 import type { CreateOptions } from '../format';
 import {
   EXTENSION_BACKING_FORMAT,
@@ -36,6 +42,7 @@ const DEFAULT_CLUSTER_SIZE = 2 ** DEFAULT_CLUSTER_BITS;
 const FEATURE_NAMES_MIN_CLUSTER = 8192;
 
 export const QCOW2_CREATE_OPTIONS: readonly CreateOptionSpec[] = [
+  ENCRYPTION_OPTION,
   { name: 'cluster_size', type: 'size', help: 'qcow2 cluster size', shown: String(DEFAULT_CLUSTER_SIZE) },
   { name: 'extended_l2', type: 'bool', help: 'Extended L2 tables', shown: 'off' },
   preallocationOption('off', 'metadata', 'falloc', 'full'),

@@ -47,6 +47,13 @@ const USAGE: [args: string[], code: number, line: string][] = [
   [['help', 'frob'], 1, "imagefs: Command not found: frob (try 'imagefs --help')\n"],
   [['info', '-z'], 1, "imagefs: unrecognized option '-z' (try 'imagefs info --help')\n"],
   [['create', '-f'], 1, "imagefs: missing argument for option '-f' (try 'imagefs create --help')\n"],
+  ...['encryption=on', 'encryption', 'encrypt.format=luks', 'encryption=off,encrypt.format=aes'].flatMap((option) =>
+    ['qcow', 'qcow2'].map((format): [string[], number, string] => [
+      ['create', '-f', format, '-o', option, 'x', '1M'],
+      1,
+      `imagefs: Cannot create an encrypted image: '${option === 'encryption' ? 'encryption=on' : option.split(',').reverse()[0]}' is not supported, only 'encryption=off' is (try 'imagefs create --help')\n`,
+    ]),
+  ),
   [['check'], 1, "imagefs: Expecting one image file name (try 'imagefs check --help')\n"],
 ];
 
@@ -55,6 +62,7 @@ test('imagefs tells wrong words in one line', (t) => {
     const ran = imagefs(args);
     t.deepEqual([ran.code, ran.stdout, ran.stderr], [code, '', line], args.join(' '));
   }
+  t.is(USAGE.length, 15);
   t.is(imagefs(['list', '--frob']).code, 2, 'commands that qemu-img does not have answer 2');
 });
 
