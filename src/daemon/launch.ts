@@ -16,7 +16,8 @@ import type { Duplex } from 'node:stream';
 import { BlockError, type BlockErrorCode, hostError } from '../errors';
 import { type DaemonConfig, type DaemonMessage, daemonArguments } from './config';
 
-const MAIN = path.join(__dirname, 'main.js');
+/** Always the bundle (scripts/bundle.js), which starts faster; from here and from any other bundle the way is the same. */
+const MAIN = path.join(__dirname, '..', '..', 'bundle', 'daemon', 'main.js');
 
 export interface LaunchedDaemon {
   pid: number;

@@ -83,7 +83,9 @@ export function umount(target: string, options: UmountOptions = {}): void {
  */
 export function umountAsync(target: string, options: UmountOptions = {}): Promise<void> {
   return new Promise((resolve, reject) => {
-    const worker = new Worker(path.join(__dirname, 'umount-worker.js'), { workerData: { target, options } });
+    const worker = new Worker(path.join(__dirname, '..', 'system', 'umount-worker.js'), {
+      workerData: { target, options },
+    });
     worker.once('message', (errno: number) => {
       if (errno === 0) resolve();
       else reject(new SystemError(errno, 'umount2', target));

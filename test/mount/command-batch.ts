@@ -3,8 +3,8 @@
  * Each runs through `main`, as the command does, one after the other.
  */
 import fs from 'node:fs';
-import { mountHelper } from '../../src/cli/commands/mount-helper';
 import { main } from '../../src/cli/main';
+import { mountHelper } from '../../src/cli/mount-helper';
 import { HANG_MS, run } from './cli';
 
 /** Stands behind the output of each command, on both streams. */

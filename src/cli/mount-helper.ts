@@ -2,12 +2,12 @@
  * `mount.imagefs SPEC DIR [-sfnv] [-N NS] [-o OPTIONS] [-t TYPE]`: what mount(8) runs for `mount -t imagefs` and for fstab lines.
  * Exit codes are the bits of mount(8).
  */
-import { BlockError, errnoNameOf } from '../../errors';
-import { parseWords } from '../args';
-import { UsageError } from '../command';
-import { printError } from '../output';
-import { mountImages } from './mount';
-import { applyOptionList, defaultSettings } from './mount-options';
+import { BlockError, errnoNameOf } from '../errors';
+import { parseWords } from './args';
+import { UsageError } from './command';
+import { mountImages } from './commands/mount';
+import { applyOptionList, defaultSettings } from './commands/mount-options';
+import { printError } from './output';
 
 const EXIT_USAGE = 1;
 const EXIT_SYSTEM = 2;
