@@ -226,7 +226,8 @@ export class KilledImage {
 /** What `check` says of copied flags and of leaks, and when it says no more. */
 const HARMLESS = /OFLAG_COPIED|^Leaked cluster|^\.\.\. and/;
 
-function program(name: string, ...args: string[]): { status: number | null; text: string } {
+/** Runs a program to its end. */
+export function program(name: string, ...args: string[]): { status: number | null; text: string } {
   const { status, stdout, stderr } = spawnSync(name, args, { encoding: 'utf8' });
   return { status, text: `${stdout}${stderr}` };
 }

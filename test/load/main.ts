@@ -20,14 +20,15 @@ import { type KillCounts, KilledImage, noCounts } from './kill';
 import { IMAGE_KINDS } from './kill-images';
 import { MemoryCap } from './memory-cap';
 import { type Census, type MountWay, mountOnce, preparePlace, takeCensus } from './mount-loop';
+import { noReverts, REVERT_KINDS, type RevertCounts, RevertedImage } from './revert';
 import { runWriteback } from './writeback';
 
-const PARTS = ['kill', 'full', 'crowd', 'writeback', 'mounts'] as const;
+const PARTS = ['kill', 'revert', 'full', 'crowd', 'writeback', 'mounts'] as const;
 type Part = (typeof PARTS)[number];
 
 const HELP = `Usage: npm run test:load -- [OPTION]...
   --only PART,...   of ${PARTS.join(', ')} (default: all)
-  --rounds N        kills of a daemon (default 300)
+  --rounds N        kills of a daemon, of each of kill and revert (default 300)
   --seconds N       of each run with fio (default 120)
   --mounts N        mounts and unmounts (default 10000)
   --from N          number of the first mount, to go on where a run was stopped (default 0)
@@ -90,6 +91,34 @@ async function kill(directory: string, settings: Settings, report: Report): Prom
   }
   const counts = Object.entries(total).map(([name, count]) => `${name} ${count}`);
   report.say(`kill: ${counts.join(', ')}`);
+}
+
+/** The same for those that are killed while they revert. A run of which one outcome was never seen proves too little. */
+async function revert(directory: string, settings: Settings, report: Report): Promise<void> {
+  const total: RevertCounts = noReverts();
+  const ROUNDS_PER_IMAGE = 8;
+  const qemu = spawnSync('qemu-img', ['--version']).status === 0;
+  for (let index = 0; total.rounds < settings.rounds && report.findings < 5; index++) {
+    const seed = settings.seed + index;
+    const kind = REVERT_KINDS[seed % REVERT_KINDS.length];
+    const own = path.join(directory, `revert-${index}`);
+    fs.mkdirSync(own);
+    const rounds = Math.min(ROUNDS_PER_IMAGE, settings.rounds - total.rounds);
+    const image = new RevertedImage({ directory: own, kind, random: new Random(seed), rounds, qemu });
+    try {
+      await image.live();
+      fs.rmSync(own, { recursive: true });
+    } catch (error) {
+      report.finding(`revert, --seed ${seed}, ${kind.name}, cluster size ${image.image.clusterSize}: ${String(error)}`);
+    }
+    for (const name of Object.keys(total) as (keyof RevertCounts)[]) total[name] += image.counts[name];
+    if (image.counts.rounds === 0) break;
+  }
+  const counts = Object.entries(total).map(([name, count]) => `${name} ${count}`);
+  report.say(`revert: ${counts.join(', ')}`);
+  if (total.acknowledged === 0 || total.cutDone === 0 || total.cutUndone === 0) {
+    report.finding('revert: acknowledged, cut off and done, cut off and not done: one of them never happened');
+  }
 }
 
 const FULL_FORMATS: readonly [string, string[]][] = [
@@ -196,6 +225,7 @@ async function mounts(directory: string, { mounts: count, from }: Settings, repo
 
 const RUN: Record<Part, (directory: string, settings: Settings, report: Report) => Promise<void>> = {
   kill,
+  revert,
   full,
   crowd,
   writeback,
