@@ -58,7 +58,7 @@ export class CaseRunner {
     };
     restore();
     if (bytesOnly) return { story: mutant.story, findings: [], check: '', opened: '' };
-    const exercise = new Exercise(this.image, formatNameOf(mutant.bytes.subarray(0, PROBE_BYTES)) === 'raw');
+    const exercise = new Exercise(this.image, formatNameOf(head(this.image, PROBE_BYTES)) === 'raw');
     this.opened.length = 0;
     const before = this.state();
     const { check, opened } = exercise.reading();
