@@ -23,9 +23,12 @@ const L1_BYTES_FACTOR = 8;
 const L1_BYTES_MIN = 1024 * 1024 * KIB;
 
 export interface SnapshotEntry {
-  /** Its place in the file, and its bytes as they are there. */
+  /** Its place in the file, and its bytes there. */
   at: number;
+  length: number;
+  /** The same without what is too much of the extra data. */
   bytes: Buffer;
+  /** Bytes of the extra data in `bytes`. */
   extraSize: number;
   l1Offset: number;
   l1Entries: number;
@@ -33,6 +36,8 @@ export interface SnapshotEntry {
   blank: boolean;
   /** Fields that version 3 demands are missing. */
   incomplete: boolean;
+  /** Bytes of extra data that are more than anybody reads; a repair leaves them out, as that of QEMU does. */
+  tooMuch: number;
   /** Its L1 table cannot be where the entry says. */
   badTable: boolean;
 }
@@ -48,13 +53,15 @@ export function checkSnapshotTable(report: CheckReport): SnapshotTable {
   const { header } = report;
   const table: SnapshotTable = { entries: [], length: 0 };
   for (let index = 0; index < header.snapshotCount; index++) {
-    const entry = readEntry(report, header.snapshotsOffset + table.length, index);
+    const entry = readEntry(report, header.snapshotsOffset + table.length);
     table.entries.push(entry);
-    table.length += alignUp(entry.bytes.length, 8);
+    table.length += alignUp(entry.length, 8);
     if (table.length > TABLE_MAX) refuse(report, `it has more than ${TABLE_MAX} bytes`);
-    if (!entry.incomplete) continue;
+    const { incomplete, extraSize, tooMuch } = entry;
+    if (!incomplete && tooMuch === 0) continue;
     report.snapshotErrors++;
-    report.messages.add(`ERROR snapshot table entry ${index} is incomplete`);
+    const what = incomplete ? 'is incomplete' : `has too much extra metadata (${extraSize + tooMuch} > ${EXTRA_MAX})`;
+    report.messages.add(`ERROR snapshot table entry ${index} ${what}`);
   }
   return table;
 }
@@ -87,23 +94,27 @@ export function snapshotL1Tables(report: CheckReport, table: SnapshotTable): L1T
   return tables;
 }
 
-function readEntry(report: CheckReport, at: number, index: number): SnapshotEntry {
+function readEntry(report: CheckReport, at: number): SnapshotEntry {
   const fixed = Buffer.alloc(ENTRY_BYTES);
   report.storage.read(at, fixed, 0, ENTRY_BYTES);
-  const extraSize = fixed.readUInt32BE(36);
-  if (extraSize > EXTRA_MAX) refuse(report, `Too much extra metadata in snapshot table entry ${index}`);
+  const extraSize = Math.min(fixed.readUInt32BE(36), EXTRA_MAX);
+  const tooMuch = fixed.readUInt32BE(36) - extraSize;
   const idSize = fixed.readUInt16BE(12);
   const nameSize = fixed.readUInt16BE(14);
   const bytes = Buffer.alloc(ENTRY_BYTES + extraSize + idSize + nameSize);
-  report.storage.read(at, bytes, 0, bytes.length);
+  const names = ENTRY_BYTES + extraSize;
+  report.storage.read(at, bytes, 0, names);
+  report.storage.read(at + names + tooMuch, bytes, names, idSize + nameSize);
   return {
     at,
+    length: bytes.length + tooMuch,
     bytes,
     extraSize,
     // Inexact above 2^53, where it is past the end of every file.
     l1Offset: Number(fixed.readBigUInt64BE(0)),
     l1Entries: fixed.readUInt32BE(8),
     blank: fixed.every((byte) => byte === 0),
+    tooMuch,
     incomplete: report.header.version === 3 && extraSize < NEEDED_EXTRA_BYTES,
     badTable: false,
   };

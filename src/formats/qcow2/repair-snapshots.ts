@@ -29,9 +29,9 @@ export function dropSnapshotTables({ report, snapshots }: Qcow2Scan, messages: C
   return bad.length;
 }
 
-/** The table with the fields that version 3 demands, without entries that say nothing; undefined when it is complete. */
+/** The table with the fields that version 3 demands, without entries that say nothing and without too much extra data; undefined when it is right. */
 export function repairedSnapshotTable({ report, snapshots }: Qcow2Scan): { count: number; bytes: Buffer } | undefined {
-  if (!snapshots.entries.some((entry) => entry.incomplete)) return;
+  if (!snapshots.entries.some(({ incomplete, tooMuch }) => incomplete || tooMuch > 0)) return;
   const kept = snapshots.entries.filter((entry) => !entry.blank);
   return { count: kept.length, bytes: Buffer.concat(kept.map((entry) => completed(entry, report.header.virtualSize))) };
 }

@@ -46,6 +46,8 @@ export interface Qcow2Snapshot {
   icount?: bigint;
   /** The extra data as it is on disk, known fields and others. */
   extra: Uint8Array;
+  /** Why it can be listed, renamed and deleted, but not read: its sizes, which are not exact here, are larger than we support. */
+  unreadable?: string;
 }
 
 /** Reads and validates the table that the header names, or a newer one at another place. */
@@ -78,8 +80,11 @@ function encodeSnapshot(snapshot: Qcow2Snapshot): Buffer {
   const { idBytes: id, nameBytes: name } = snapshot;
   const extra = Buffer.alloc(Math.max(snapshot.extra.length, 16));
   extra.set(snapshot.extra);
-  extra.writeBigUInt64BE(BigInt(snapshot.vmStateSize), 0);
-  extra.writeBigUInt64BE(BigInt(snapshot.virtualSize), 8);
+  // What the entry said already stays as it was: it may be more than a number holds.
+  if (snapshot.extra.length < 8 || snapshot.unreadable === undefined)
+    extra.writeBigUInt64BE(BigInt(snapshot.vmStateSize), 0);
+  if (snapshot.extra.length < 16 || snapshot.unreadable === undefined)
+    extra.writeBigUInt64BE(BigInt(snapshot.virtualSize), 8);
   if (extra.length >= KNOWN_EXTRA_BYTES) extra.writeBigUInt64BE(snapshot.icount ?? NO_ICOUNT, 16);
   const used = ENTRY_BYTES + extra.length + id.length + name.length;
   const bytes = Buffer.alloc(alignUp(used, 8));
@@ -109,35 +114,47 @@ function readSnapshot(reader: Reader, index: number, storage: Storage, header: Q
   const fixed = reader.take(ENTRY_BYTES, refuse);
   const extraSize = fixed.readUInt32BE(36);
   if (extraSize > EXTRA_MAX)
-    refuse('LIMIT_EXCEEDED', `extra data of ${extraSize} bytes, at most ${EXTRA_MAX} are supported`);
+    refuse(
+      'LIMIT_EXCEEDED',
+      `extra data of ${extraSize} bytes, at most ${EXTRA_MAX} are supported; "imagefs check -r all" cuts them`,
+    );
   const extra = Uint8Array.from(reader.take(extraSize, refuse));
   const view = Buffer.from(extra.buffer);
   const id = reader.take(fixed.readUInt16BE(12), refuse);
   const name = reader.take(fixed.readUInt16BE(14), refuse);
   reader.align();
-  const exact = (value: bigint, what: string): number => {
-    const most = BigInt(Number.MAX_SAFE_INTEGER);
-    if (value > most)
-      refuse('LIMIT_EXCEEDED', `${what} ${hex(value)} is larger than ${hex(most)}, the most that is supported`);
-    return Number(value);
-  };
+  const l1Offset = fixed.readBigUInt64BE(0);
+  if (l1Offset > BigInt(Number.MAX_SAFE_INTEGER))
+    refuse('LIMIT_EXCEEDED', `L1 table offset ${hex(l1Offset)} is larger than ${hex(Number.MAX_SAFE_INTEGER)}`);
   const snapshot: Qcow2Snapshot = {
     id: id.toString('utf8'),
     name: name.toString('utf8'),
     idBytes: Uint8Array.from(id),
     nameBytes: Uint8Array.from(name),
-    l1Offset: exact(fixed.readBigUInt64BE(0), 'L1 table offset'),
+    l1Offset: Number(l1Offset),
     l1Entries: fixed.readUInt32BE(8),
     dateSeconds: fixed.readUInt32BE(16),
     dateNanoseconds: fixed.readUInt32BE(20),
     vmClock: fixed.readBigUInt64BE(24),
-    vmStateSize: extraSize >= 8 ? exact(view.readBigUInt64BE(0), 'VM state size') : fixed.readUInt32BE(32),
-    virtualSize: extraSize >= 16 ? exact(view.readBigUInt64BE(8), 'disk size') : header.virtualSize,
+    vmStateSize: extraSize >= 8 ? Number(view.readBigUInt64BE(0)) : fixed.readUInt32BE(32),
+    virtualSize: extraSize >= 16 ? Number(view.readBigUInt64BE(8)) : header.virtualSize,
     extra,
   };
   const icount = extraSize >= KNOWN_EXTRA_BYTES ? view.readBigUInt64BE(16) : NO_ICOUNT;
   if (icount !== NO_ICOUNT) snapshot.icount = icount;
   checkSnapshot(snapshot, storage, header, refuse);
+  const sizes: [string, bigint, number][] = [
+    ['VM state size', extraSize >= 8 ? view.readBigUInt64BE(0) : 0n, Number.MAX_SAFE_INTEGER],
+    [
+      'disk size',
+      extraSize >= 16 ? view.readBigUInt64BE(8) : 0n,
+      maxVirtualSize(header.clusterSize, header.extendedL2),
+    ],
+  ];
+  for (const [what, value, most] of sizes) {
+    if (value <= BigInt(most)) continue;
+    snapshot.unreadable = `${what} ${hex(value)} is larger than ${hex(most)}, the most that is supported`;
+  }
   return snapshot;
 }
 
@@ -147,7 +164,7 @@ function checkSnapshot(
   header: Qcow2Header,
   refuse: (code: BlockErrorCode, problem: string) => never,
 ): void {
-  const { clusterSize, extendedL2 } = header;
+  const { clusterSize } = header;
   const { l1Offset, l1Entries } = snapshot;
   const l1Bytes = l1Entries * 8;
   if (l1Bytes > L1_MAX_BYTES) {
@@ -162,9 +179,6 @@ function checkSnapshot(
   if (l1Offset + l1Bytes > alignUp(storage.size(), clusterSize)) {
     refuse('CORRUPT_IMAGE', `L1 table at ${hex(l1Offset)}, ${l1Bytes} bytes, ends past the end of the file`);
   }
-  const most = maxVirtualSize(clusterSize, extendedL2);
-  if (snapshot.virtualSize > most)
-    refuse('INVALID_FORMAT', `disk size ${hex(snapshot.virtualSize)} is larger than ${hex(most)}`);
 }
 
 /** Walks through the table; reads it in pieces, and not past the limit. */

@@ -26,6 +26,7 @@ export class Qcow2Snapshots implements SnapshotDriver {
     const { header, storage, state } = this.parts;
     const snapshot = this.find(id);
     if (snapshot === undefined) return undefined;
+    this.refuseUnreadable(snapshot);
     // Every read asks: the list is searched once for each of its states.
     let searched: KnownSnapshots | undefined;
     let found = false;
@@ -60,6 +61,7 @@ export class Qcow2Snapshots implements SnapshotDriver {
 
   revert(id: string, engine: SnapshotEngine): void {
     const snapshot = this.existing(id);
+    this.refuseUnreadable(snapshot);
     this.changes(engine).revert(snapshot);
   }
 
@@ -76,6 +78,12 @@ export class Qcow2Snapshots implements SnapshotDriver {
     if (snapshot !== undefined) return snapshot;
     const { path } = this.parts.storage;
     throw new BlockError('NOT_FOUND', `Cannot find snapshot "${id}" of "${path}": it does not exist`, { path });
+  }
+
+  private refuseUnreadable({ id, unreadable }: Qcow2Snapshot): void {
+    if (unreadable === undefined) return;
+    const { path } = this.parts.storage;
+    throw new BlockError('LIMIT_EXCEEDED', `Cannot read snapshot "${id}" of "${path}": its ${unreadable}`, { path });
   }
 
   /** The table as it is now; read from the file when it has changed since this thread read it. */

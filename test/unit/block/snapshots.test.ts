@@ -14,6 +14,7 @@ import {
   supportsSnapshots,
   takeSnapshot,
 } from '../../../src/block/snapshots';
+import { checkQcow2 } from '../../../src/formats/qcow2/check';
 import { readQcow2Header } from '../../../src/formats/qcow2/header';
 import { encodeSnapshotTable, readSnapshotTable } from '../../../src/formats/qcow2/snapshot-table';
 import { KIB, MIB } from '../../../src/units';
@@ -256,4 +257,64 @@ test('the map of a snapshot shows holes of the image file, as that of the live d
     ],
   );
   t.deepEqual(map(openSnapshot(node, id)), live);
+});
+
+test('a snapshot whose sizes are too large keeps nobody from the others and from the disk', (t) => {
+  const cases: [name: string, place: number, value: bigint, message: RegExp][] = [
+    ['disk of 2^60', 48, 2n ** 60n, /disk size 0x1000000000000000 is larger than 0x/],
+    ['disk of 2^64 - 512', 48, 2n ** 64n - 512n, /disk size 0xfffffffffffffe00 is larger than 0x/],
+    ['VM state of 2^60', 40, 2n ** 60n, /VM state size 0x1000000000000000 is larger than 0x/],
+  ];
+  for (const [name, place, value, message] of cases) {
+    const { node, storage, finish } = qcow2();
+    node.write(0, fill(0, 8 * KIB, 1), 0, 8 * KIB);
+    takeSnapshot(node, 'large');
+    finish();
+    const size = Buffer.alloc(8);
+    size.writeBigUInt64BE(value);
+    storage.write(readQcow2Header(storage).snapshotsOffset + place, size, 0, 8, 'create');
+    t.is(checkSound(storage), undefined, name);
+    const again = openChainOf([storage]);
+    for (const use of [openSnapshot, revertToSnapshot]) {
+      t.throws(() => use(again.node, '1'), { code: 'LIMIT_EXCEEDED', message }, name);
+    }
+    const { id } = takeSnapshot(again.node, 'two');
+    t.notThrows(() => openSnapshot(again.node, id));
+    // The table has been written anew: what the entry says is still there.
+    storage.read(readQcow2Header(storage).snapshotsOffset + place, size, 0, 8);
+    t.is(size.readBigUInt64BE(), value, name);
+    deleteSnapshot(again.node, '1');
+    again.finish();
+    t.is(checkSound(storage), undefined, name);
+  }
+});
+
+test('check -r all cuts extra data of a snapshot that is more than anybody reads', (t) => {
+  const { node, storage, finish } = qcow2();
+  takeSnapshot(node, 'first');
+  takeSnapshot(node, 'second');
+  finish();
+  const header = readQcow2Header(storage);
+  const [first, second] = readSnapshotTable(storage, header);
+  const extra = Buffer.concat([first.extra, Buffer.alloc(2000 - first.extra.length, 7)]);
+  const table = encodeSnapshotTable([{ ...first, extra }, second]);
+  t.true(table.length < 4 * KIB);
+  storage.write(header.snapshotsOffset, table, 0, table.length, 'create');
+  t.throws(() => openChainOf([storage]), { code: 'LIMIT_EXCEEDED', message: /2000 bytes.*check -r all/ });
+  const found = checkStorage(storage);
+  t.deepEqual(
+    [found.corruptions, found.leaks, found.messages],
+    [1, 0, ['ERROR snapshot table entry 0 has too much extra metadata (2000 > 1024)']],
+  );
+  checkQcow2(readQcow2Header(storage), storage, 'all');
+  t.is(checkSound(storage), undefined);
+  const kept = readSnapshotTable(storage, readQcow2Header(storage));
+  t.deepEqual(
+    kept.map(({ name, id }) => [name, id]),
+    [
+      ['first', '1'],
+      ['second', '2'],
+    ],
+  );
+  t.deepEqual(Buffer.from(kept[0].extra), extra.subarray(0, 1024));
 });

@@ -207,8 +207,6 @@ test('snapshot tables that are cut off, too long or point nowhere are refused', 
     ['L1 at 2^63', (bytes) => void bytes.writeBigUInt64BE(2n ** 63n, 0), 'LIMIT_EXCEEDED'],
     ['L1 above the limit', (bytes) => void bytes.writeUInt32BE(0xffffffff, 8), 'LIMIT_EXCEEDED'],
     ['extra data above the limit', (bytes) => void bytes.writeUInt32BE(1025, 36), 'LIMIT_EXCEEDED'],
-    ['VM state of 2^63', (bytes) => void bytes.writeBigUInt64BE(2n ** 63n, 40), 'LIMIT_EXCEEDED'],
-    ['disk of 2^52', (bytes) => void bytes.writeBigUInt64BE(2n ** 52n, 48), 'INVALID_FORMAT'],
   ];
   for (const [name, change, code] of cases) {
     const bytes = Buffer.from(good);

@@ -146,7 +146,6 @@ test('a snapshot table that makes no sense: the disk can be read, and nobody wri
     ['L1 table past the end', (entry) => entry.writeBigUInt64BE(1n << 40n, 0)],
     ['L1 table of 32 GiB', (entry) => entry.writeUInt32BE(0xffffffff, 8)],
     ['extra data of 4 GiB', (entry) => entry.writeUInt32BE(0xffffffff, 36)],
-    ['disk of 2^63 bytes', (entry) => entry.writeBigUInt64BE(1n << 63n, 48)],
   ];
   for (const [name, damage] of damages) {
     const entry = Buffer.from(sound);
