@@ -30,7 +30,7 @@ const WRITERS = 3;
 const VERIFIERS = 2;
 const THREADS = 2 + WRITERS + VERIFIERS;
 const CELL = 1300;
-const SNAPSHOTS = LONG ? 400 : 24;
+const SNAPSHOTS = LONG ? 400 : 20;
 const MOST = 6;
 
 function layout(random: Random, size: number): number[] {
