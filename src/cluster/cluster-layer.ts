@@ -21,6 +21,8 @@ const log = logOf('cluster');
 const ZEROES = new Uint8Array(64 * KIB);
 /** Largest piece that `allocate` copies at once. */
 const PIECE = MIB;
+/** A close that gives nothing back any more, because the host file cannot be read, ends after so many flushes. */
+const FINISH_FLUSHES_MAX = 64;
 
 export class ClusterLayer implements Layer {
   readonly state: ImageState;
@@ -178,8 +180,9 @@ export class ClusterLayer implements Layer {
 
   finish(): void {
     if (this.readOnly) return;
-    this.flush();
-    this.flush(); // The first one gave back what was dropped last; this one makes the holes that it punched durable.
+    // The first one gives back what was dropped last, the next makes that durable. Freeing changes counts, and a small cache has room
+    // for some at a time: what finds none waits for the flush after.
+    for (let flushes = 0; flushes < 2 || (this.hasLeftovers && flushes < FINISH_FLUSHES_MAX); flushes++) this.flush();
     try {
       this.driver.cutTail();
     } finally {
@@ -189,6 +192,12 @@ export class ClusterLayer implements Layer {
     if (!this.driver.usesDirtyBit || this.state.needCheck === NEED_CHECK_CLEAR) return;
     const { path } = this.driver.storage;
     throw new BlockError('IO', `Cannot mark "${path}" as cleanly closed: it still has unflushed tables`, { path });
+  }
+
+  /** Places are still to be given back, or their counts to be written. */
+  private get hasLeftovers(): boolean {
+    const { dropped, retired, dirtySlots } = this.state;
+    return dropped.count > 0 || retired.count > 0 || dirtySlots > 0;
   }
 
   private writeRuns(guest: number, source: Uint8Array, at: number, length: number): void {
