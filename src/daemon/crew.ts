@@ -106,7 +106,8 @@ export class Crew {
     this.workers.forEach(send);
     if (orders.serve.seats === undefined) return;
     const seats = new Seats(orders.serve.seats);
-    let requests = seats.requests;
+    // Not yet idle at the first look: the mount has to answer before anything else is started.
+    let requests = -1;
     const look = (): void => {
       const idle = seats.requests === requests;
       requests = seats.requests;
@@ -126,7 +127,7 @@ export class Crew {
   /**
    * Requests that the page cache answers keep a few workers busy, and more of them would only take turns on the same processors.
    * Requests that wait for the disk keep as many workers waiting as there are, and the disk could do more at once: then all take
-   * their seats, and if half of all still sleep in the kernel, some are added.
+   * their seats, and while half of all still sleep in the kernel, one after the other is added.
    * @returns whether more workers would do more
    */
   private heldUp(seats: Seats): boolean {

@@ -29,7 +29,10 @@ export function dropSnapshotTables({ report, snapshots }: Qcow2Scan, messages: C
   return bad.length;
 }
 
-/** The table with the fields that version 3 demands, without entries that say nothing and without too much extra data; undefined when it is right. */
+/**
+ * The table with the fields that version 3 demands, without entries that say nothing and without too much extra data.
+ * @returns undefined when it is right as it is
+ */
 export function repairedSnapshotTable({ report, snapshots }: Qcow2Scan): { count: number; bytes: Buffer } | undefined {
   if (!snapshots.entries.some(({ incomplete, tooMuch }) => incomplete || tooMuch > 0)) return;
   const kept = snapshots.entries.filter((entry) => !entry.blank);
