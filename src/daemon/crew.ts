@@ -23,6 +23,11 @@ export const FIRST_WORKER_THREAD = 2;
 const LOOK_BUSY_MS = 50;
 const LOOK_GROWING_MS = 100;
 const LOOK_IDLE_MS = 200;
+/**
+ * Looks in a row without a request until the crew grows: half a second. To start a worker takes 0.1 s of a processor, and whoever has
+ * just mounted is about to come with work.
+ */
+const IDLE_LOOKS = 5;
 /** Looks in a row that find nobody waiting for the disk until few may sit again: one second. */
 const CALM_LOOKS = 20;
 /** Serving leaves hardly any garbage, and this is memory that each worker has for itself: 13 MiB a worker instead of 17. */
@@ -106,11 +111,12 @@ export class Crew {
     this.workers.forEach(send);
     if (orders.serve.seats === undefined) return;
     const seats = new Seats(orders.serve.seats);
-    // Not yet idle at the first look: the mount has to answer before anything else is started.
-    let requests = -1;
+    let requests = seats.requests;
+    let idleLooks = 0;
     const look = (): void => {
-      const idle = seats.requests === requests;
+      idleLooks = seats.requests === requests ? idleLooks + 1 : 0;
       requests = seats.requests;
+      const idle = idleLooks > IDLE_LOOKS;
       const held = this.heldUp(seats);
       const growing = this.workers.length < this.workersMax;
       if (growing && (idle || held)) {
@@ -176,13 +182,19 @@ export class Crew {
   }
 }
 
-/** Threads of this process in uninterruptible sleep: state D in /proc/PID/task/TID/stat, behind the name in brackets. */
+/**
+ * Where the kernel lets a thread sleep that waits for the disk: for a page to be read or written, or for room in the disk's queue. Not
+ * among them are the locks of the host's file systems: while one thread writes to an image's file the others wait for it, and more
+ * of them would only wait, too.
+ */
+const ON_DISK = /folio_wait|page_bit|lock_page|wait_on_buffer|^blk_/;
+
+/** Threads of this process that wait for the disk. Source: proc(5), /proc/PID/wchan. */
 function threadsOnDisk(): number {
   let count = 0;
   for (const tid of fs.readdirSync('/proc/self/task')) {
     try {
-      const stat = fs.readFileSync(`/proc/self/task/${tid}/stat`, 'latin1');
-      if (stat[stat.lastIndexOf(')') + 2] === 'D') count++;
+      if (ON_DISK.test(fs.readFileSync(`/proc/self/task/${tid}/wchan`, 'latin1'))) count++;
     } catch {
       // The thread ended between the two looks.
     }

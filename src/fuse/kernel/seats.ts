@@ -34,7 +34,9 @@ const POLLING = 5;
 const MOST = 6;
 /** Counts requests. */
 const REQUESTS = 7;
-const WORDS = 8;
+/** Workers that have stepped aside. */
+const ASIDE = 8;
+const WORDS = 9;
 
 /**
  * @param limit how many may sit at first
@@ -104,17 +106,23 @@ export class Seats {
   }
 
   /**
-   * In the middle of a request that takes long. Nobody is woken while another waits for requests: to wake one for each flush took a
-   * third of the speed of a program that flushes after each write.
+   * In the middle of a request that takes long. A parked worker is woken only when nobody else sits: to wake one for each flush took a
+   * third of the speed of a program that flushes after each write, and every worker that takes turns has to compile its code first.
    */
   stepAside(): void {
-    Atomics.sub(this.words, TAKEN, 1);
-    if (Atomics.load(this.words, WAITING) === 0) this.wake();
+    Atomics.add(this.words, ASIDE, 1);
+    if (Atomics.sub(this.words, TAKEN, 1) === 1) this.wake();
   }
 
   /** After `stepAside`: at once, even if there is one too many until the request is served. */
   stepBack(): void {
     Atomics.add(this.words, TAKEN, 1);
+    Atomics.sub(this.words, ASIDE, 1);
+  }
+
+  /** Somebody has stepped aside: the processor that it slept on is wanted again at any moment. */
+  get anyAside(): boolean {
+    return Atomics.load(this.words, ASIDE) > 0;
   }
 
   /** Between two requests: gives the seat away if there is one too many. */

@@ -47,6 +47,28 @@ test('Seats: a flush does not keep the other workers from serving', async (t) =>
   t.pass();
 });
 
+test('Seats: a flush wakes nobody while another worker sits, and nobody polls meanwhile', async (t) => {
+  const memory = createSeats(2, 4);
+  const seats = new Seats(memory);
+  seats.sit();
+  const other = rival(t, memory);
+  await other.sits;
+  const third = rival(t, memory);
+  const words = new Int32Array(memory);
+  // Word 2 counts the parked, word 3 their wake-ups.
+  while (Atomics.load(words, 2) === 0) await new Promise(setImmediate);
+  const wakeups = Atomics.load(words, 3);
+  t.false(seats.anyAside);
+  seats.stepAside();
+  t.true(seats.anyAside);
+  t.is(Atomics.load(words, 3), wakeups, 'a parked worker was woken for a flush');
+  seats.stepBack();
+  t.false(seats.anyAside);
+  seats.stand();
+  await third.sits;
+  await Promise.all([other.leave(), third.leave()]);
+});
+
 test('Seats: reads that wait for the disk let all workers sit', async (t) => {
   const memory = createSeats(1, 3);
   const seats = new Seats(memory);
