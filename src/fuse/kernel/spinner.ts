@@ -10,7 +10,7 @@
  *   - One worker of a mount polls at a time: more would only take the processor from whom they wait for.
  *   - It polls for less than 0.1 ms after a request: an idle mount costs nothing.
  *   - Nobody polls while another worker waits for the disk: its I/O ends on the processor that it slept on, and it would not get it
- *     back before the polling ends. A program that flushes after each write waited 0.1 to 0.2 ms a flush for that.
+ *     back before the polling ends: in traces of the scheduler some flushes waited 0.1 to 0.2 ms for that.
  *   - While the queue is never empty polling is a wasted system call, so it is left out more and more often, and nothing is
  *     left to others.
  */
