@@ -65,7 +65,17 @@ function processHolder(pid: number, mount: MountEntry): Holder[] {
   for (const file of files) if (file !== undefined) uses.push(`"${file}" open`);
   for (const file of mappedFiles(pid, mount)) uses.push(`"${file}" mapped`);
   if (uses.length === 0) return [];
-  return [{ kind: 'process', pid, command: readText(`/proc/${pid}/comm`).trim() || '?', uses }];
+  return [{ kind: 'process', pid, command: commandOf(pid), uses }];
+}
+
+/** Programs that give each of their threads a name call the first one so, Node from version 24 on: it says nothing to anybody. */
+const FIRST_THREAD = 'MainThread';
+
+/** The name that ps(1) shows, or the program's where that is no name. */
+function commandOf(pid: number): string {
+  const name = readText(`/proc/${pid}/comm`).trim();
+  const program = name === FIRST_THREAD ? readLink(`/proc/${pid}/exe`) : undefined;
+  return program === undefined ? name || '?' : path.basename(program);
 }
 
 /** Files of the mount in the process's memory map: `start-end perms offset dev inode path`. A mapping outlives its descriptor. */

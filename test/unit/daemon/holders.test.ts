@@ -29,7 +29,11 @@ function pretendedMount(t: ExecutionContext): MountEntry {
 
 /** Starts a process that says when it is ready, and ends with the test. */
 async function holder(t: ExecutionContext, cwd: string, script: string): Promise<number> {
-  const child = spawn(process.execPath, ['-e', `${script}; console.log('ready'); setInterval(() => {}, 1e6)`], { cwd });
+  return started(t, cwd, process.execPath, ['-e', `${script}; console.log('ready'); setInterval(() => {}, 1e6)`]);
+}
+
+async function started(t: ExecutionContext, cwd: string, program: string, args: string[]): Promise<number> {
+  const child = spawn(program, args, { cwd });
   t.teardown(() => child.kill('SIGKILL'));
   await once(child.stdout, 'data');
   return child.pid ?? 0;
@@ -47,6 +51,12 @@ test('findHolders() names working directory and open files of a process, each on
     busyMessage(mount, MountTable.read()),
     `Cannot unmount "${mount.mountpoint}": in use by node (pid ${pid}: working directory, "${file}" open)`,
   );
+});
+
+test('findHolders() gives the name of the program where a process calls itself MainThread', async (t) => {
+  const mount = pretendedMount(t);
+  const pid = await started(t, mount.mountpoint, 'bash', ['-c', 'echo MainThread >/proc/self/comm; echo ready; read']);
+  t.deepEqual(findHolders(mount), [{ kind: 'process', pid, command: 'bash', uses: ['working directory'] }]);
 });
 
 test('findHolders() leaves out directories whose name only begins the same', async (t) => {
