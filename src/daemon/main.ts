@@ -8,7 +8,6 @@ import createDebug from 'debug';
 import { BlockError } from '../errors';
 import { exitNow } from '../system/exit';
 import { setProcessName } from '../system/prctl';
-import { letCompilersGiveWay } from './compilers';
 import { CONTROL_FD, type DaemonConfig, type DaemonMessage } from './config';
 import { Journal } from './journal';
 import { LastWords } from './last-words';
@@ -49,7 +48,6 @@ async function main(): Promise<void> {
   // Debug output that nobody reads any more is no reason to end.
   process.stderr.on('error', () => {});
   setProcessName('imagefs');
-  letCompilersGiveWay();
 
   // Signals count from the beginning: one that comes while the images open is obeyed once they are mounted.
   let asked: string | undefined;

@@ -1,22 +1,9 @@
 import fs from 'node:fs';
-import os from 'node:os';
 import path from 'node:path';
 import test from 'ava';
 import { MountTable } from '../../src/daemon/mountinfo';
 import { isAlive } from '../../src/system/process';
-import {
-  assertFree,
-  createImage,
-  daemonAt,
-  directory,
-  IMAGEFS,
-  imagefs,
-  isMounted,
-  mount,
-  run,
-  until,
-  workspace,
-} from './cli';
+import { assertFree, createImage, daemonAt, directory, imagefs, isMounted, mount, run, until, workspace } from './cli';
 
 for (const session of ['kernel', 'native']) {
   test(`${session}: what dd writes is in the image when imagefs umount returns, and everything is released`, async (t) => {
@@ -135,29 +122,6 @@ test('-o growable, threads and cache-size are obeyed', async (t) => {
   t.is(fs.statSync(path.join(mnt, 'disk')).size, 2 * 1024 * 1024);
   // 7 workers, the flusher and the main thread, beside those of Node itself.
   t.true(fs.readdirSync(`/proc/${pid}/task`).length >= 9);
-});
-
-test('the threads that compile our code give way to those that serve, also when all of it was started with nice(1)', async (t) => {
-  const dir = workspace(t);
-  const image = await createImage(t, path.join(dir, 'vm.qed'), '1M');
-  const mnt = directory(dir);
-  const niceness = (pid: number): number[] =>
-    fs.readdirSync(`/proc/${pid}/task`).map((tid) => os.getPriority(Number(tid)));
-  const count = (all: number[], wanted: number): number => all.filter((one) => one === wanted).length;
-
-  const { pid } = await mount(t, ['--threads', '7', image, mnt]);
-  const plain = niceness(pid);
-  // 7 workers, the flusher and the main thread; V8 has four of its own.
-  t.true(count(plain, 0) >= 9, plain.join(' '));
-  t.true(count(plain, 10) >= 4, plain.join(' '));
-  t.is((await imagefs(['umount', mnt])).code, 0);
-
-  const nice = await run('nice', ['-n', '12', process.execPath, IMAGEFS, 'mount', '--threads', '7', image, mnt]);
-  t.is(nice.code, 0, nice.stderr);
-  const lowered = niceness(daemonAt(t, mnt).pid);
-  t.true(count(lowered, 12) >= 9, lowered.join(' '));
-  t.true(count(lowered, 19) >= 4, lowered.join(' '));
-  t.is((await imagefs(['umount', mnt])).code, 0);
 });
 
 test('--log receives the daemon’s messages', async (t) => {
