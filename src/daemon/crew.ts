@@ -24,10 +24,10 @@ const LOOK_BUSY_MS = 50;
 const LOOK_GROWING_MS = 100;
 const LOOK_IDLE_MS = 200;
 /**
- * Looks in a row without a request until the crew grows: half a second. To start a worker takes 0.1 s of a processor, and whoever has
- * just mounted is about to come with work.
+ * Pauses of LOOK_GROWING_MS in a row without a request until the crew grows: half a second. To start a worker takes 0.1 s of a
+ * processor, and whoever has just mounted is about to come with work.
  */
-const IDLE_LOOKS = 5;
+const IDLE_PAUSES = 5;
 /** Looks in a row that find nobody waiting for the disk until few may sit again: one second. */
 const CALM_LOOKS = 20;
 /** Serving leaves hardly any garbage, and this is memory that each worker has for itself: 13 MiB a worker instead of 17. */
@@ -112,11 +112,12 @@ export class Crew {
     if (orders.serve.seats === undefined) return;
     const seats = new Seats(orders.serve.seats);
     let requests = seats.requests;
-    let idleLooks = 0;
+    // The first look has no pause before it.
+    let idlePauses = -1;
     const look = (): void => {
-      idleLooks = seats.requests === requests ? idleLooks + 1 : 0;
+      idlePauses = seats.requests === requests ? idlePauses + 1 : 0;
       requests = seats.requests;
-      const idle = idleLooks > IDLE_LOOKS;
+      const idle = idlePauses >= IDLE_PAUSES;
       const held = this.heldUp(seats);
       const growing = this.workers.length < this.workersMax;
       if (growing && (idle || held)) {
@@ -189,7 +190,10 @@ export class Crew {
  */
 const ON_DISK = /folio_wait|page_bit|lock_page|wait_on_buffer|^blk_/;
 
-/** Threads of this process that wait for the disk. Source: proc(5), /proc/PID/wchan. */
+/**
+ * Threads of this process that wait for the disk. Source: proc(5), /proc/PID/wchan. A kernel that does not name the place (without
+ * CONFIG_KALLSYMS) has none: workers are then added while nobody asks, and all sit for a second after slow reads.
+ */
 function threadsOnDisk(): number {
   let count = 0;
   for (const tid of fs.readdirSync('/proc/self/task')) {

@@ -68,7 +68,7 @@ function processHolder(pid: number, mount: MountEntry): Holder[] {
   return [{ kind: 'process', pid, command: commandOf(pid), uses }];
 }
 
-/** Programs that give each of their threads a name call the first one so, Node from version 24 on: it says nothing to anybody. */
+/** What Node, from version 24 on, calls its first thread: it says nothing to anybody. */
 const FIRST_THREAD = 'MainThread';
 
 /** The name that ps(1) shows, or the program's where that is no name. */

@@ -34,9 +34,7 @@ const POLLING = 5;
 const MOST = 6;
 /** Counts requests. */
 const REQUESTS = 7;
-/** Workers that have stepped aside. */
-const ASIDE = 8;
-const WORDS = 9;
+const WORDS = 8;
 
 /**
  * @param limit how many may sit at first
@@ -110,7 +108,6 @@ export class Seats {
    * third of the speed of a program that flushes after each write.
    */
   stepAside(): void {
-    Atomics.add(this.words, ASIDE, 1);
     Atomics.sub(this.words, TAKEN, 1);
     if (Atomics.load(this.words, WAITING) === 0) this.wake();
   }
@@ -118,12 +115,6 @@ export class Seats {
   /** After `stepAside`: at once, even if there is one too many until the request is served. */
   stepBack(): void {
     Atomics.add(this.words, TAKEN, 1);
-    Atomics.sub(this.words, ASIDE, 1);
-  }
-
-  /** Somebody has stepped aside: the processor that it slept on is wanted again at any moment. */
-  get anyAside(): boolean {
-    return Atomics.load(this.words, ASIDE) > 0;
   }
 
   /** Between two requests: gives the seat away if there is one too many. */

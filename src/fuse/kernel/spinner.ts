@@ -9,8 +9,6 @@
  *     So whoever polls leaves a new request to the sleeper for a moment, and takes it if it is still there.
  *   - One worker of a mount polls at a time: more would only take the processor from whom they wait for.
  *   - It polls for less than 0.1 ms after a request: an idle mount costs nothing.
- *   - Nobody polls while another worker waits for the disk: its I/O ends on the processor that it slept on, and it would not get it
- *     back before the polling ends: in traces of the scheduler some flushes waited 0.1 to 0.2 ms for that.
  *   - While the queue is never empty polling is a wasted system call, so it is left out more and more often, and nothing is
  *     left to others.
  */
@@ -43,7 +41,7 @@ export class Spinner {
       this.skip--;
       return;
     }
-    if (this.seats.anyAside || !this.seats.startPolling()) return;
+    if (!this.seats.startPolling()) return;
     const polls = this.pollFor(this.skipNext === 1 ? PATIENCE : 0);
     this.seats.endPolling();
     if (polls > 0) {
@@ -66,7 +64,7 @@ export class Spinner {
         // The sleeper has taken it, and the next may follow soon.
         seen = 0;
         polls = 1;
-      } else if (++polls === POLLS || this.seats.anyAside) return polls;
+      } else if (++polls === POLLS) return polls;
     }
   }
 }

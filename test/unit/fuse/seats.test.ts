@@ -47,17 +47,6 @@ test('Seats: a flush does not keep the other workers from serving', async (t) =>
   t.pass();
 });
 
-test('Seats: nobody polls while another flushes', (t) => {
-  const memory = createSeats(2, 4);
-  const [flushes, polls] = [new Seats(memory), new Seats(memory)];
-  flushes.sit();
-  t.false(polls.anyAside);
-  flushes.stepAside();
-  t.true(polls.anyAside);
-  flushes.stepBack();
-  t.false(polls.anyAside);
-});
-
 test('Seats: reads that wait for the disk let all workers sit', async (t) => {
   const memory = createSeats(1, 3);
   const seats = new Seats(memory);
