@@ -17,13 +17,13 @@
  *     `notWritten` afterwards under the image's lock. In between the slot stays `dirty`, so it cannot be evicted and reread
  *     before the write has reached the file.
  */
-import { BlockError } from '../errors';
 import { sleepOn } from '../system/long-wait';
+import { BitSet, bitSetBytes } from './bit-set';
 import { Mutex } from './mutex';
+import { SECTOR, sectorMask, sectorRange } from './sector-mask';
 
 /** A slice has at most 32 sectors, one bit each in the mask of dirty sectors. */
 export const SLICE_BYTES = 16 * 1024;
-const SECTOR = 512;
 const WAYS = 8;
 /** Smallest cache: 16 sets. */
 export const TABLE_CACHE_MIN_BYTES = 16 * WAYS * SLICE_BYTES;
@@ -69,7 +69,7 @@ export interface DirtySpan {
 export function createTableCache(bytes: number): SharedArrayBuffer {
   const sets = Math.max(16, Math.floor(bytes / (WAYS * SLICE_BYTES)));
   const slots = sets * WAYS;
-  const buffer = new SharedArrayBuffer(HEADER_BYTES + slots * (32 + SLICE_BYTES));
+  const buffer = new SharedArrayBuffer(HEADER_BYTES + slots * (32 + SLICE_BYTES) + bitSetBytes(slots));
   new Int32Array(buffer)[SLOTS] = slots;
   return buffer;
 }
@@ -87,6 +87,11 @@ export class TableCache {
   private readonly length: Int32Array;
   private readonly used: Int32Array;
   private readonly key: Float64Array;
+  /**
+   * The dirty slots. Whoever holds an image's lock exclusively finds all of that image in it; of other images it may lack one that
+   * becomes dirty just now. A slot leaves it before it is clean: after that another image may claim it, and would lose its entry.
+   */
+  private readonly dirty: BitSet;
   private readonly slots: number;
   private readonly sets: number;
 
@@ -112,6 +117,7 @@ export class TableCache {
     this.used = ints();
     this.bytes = new Uint8Array(buffer, at, slots * SLICE_BYTES);
     this.words32 = new Uint32Array(buffer, at, (slots * SLICE_BYTES) / 4);
+    this.dirty = new BitSet(buffer, at + slots * SLICE_BYTES, slots);
   }
 
   /**
@@ -172,6 +178,7 @@ export class TableCache {
       }
       if (Atomics.compareExchange(this.state, slot, state, state + (DIRTY - CLEAN)) === state) {
         Atomics.or(this.mask, slot, sectorMask(from, length));
+        this.dirty.add(slot);
         Atomics.add(this.header, DIRTY_SLOTS, 1);
         return 1;
       }
@@ -229,8 +236,8 @@ export class TableCache {
 
   /** Does a slice of `image` that overlaps `[from, to)` differ from the file? The image's lock is held. */
   isDirty(image: number, from: number, to: number): boolean {
-    for (let slot = 0; slot < this.slots; slot++) {
-      if ((Atomics.load(this.state, slot) & 7) !== DIRTY || this.image[slot] !== image) continue;
+    for (let slot = this.dirty.next(0); slot >= 0; slot = this.dirty.next(slot + 1)) {
+      if (this.image[slot] !== image) continue;
       if (this.key[slot] < to && this.key[slot] + this.length[slot] > from) return true;
     }
     return false;
@@ -251,6 +258,7 @@ export class TableCache {
         // An eviction needs the cache mutex, a claim the image's lock: both are ours.
         this.mask[slot] = 0;
         this.key[slot] = -1;
+        this.dirty.remove(slot);
         Atomics.store(this.state, slot, nextVersion(state) + FREE);
         if ((state & 7) !== DIRTY) return false;
         Atomics.sub(this.header, DIRTY_SLOTS, 1);
@@ -263,13 +271,13 @@ export class TableCache {
   /** Copies of everything of `image` that differs from the file. The image's lock is held exclusively; one flush at a time. */
   takeDirty(image: number): DirtySpan[] {
     const spans: DirtySpan[] = [];
-    for (let slot = 0; slot < this.slots; slot++) {
-      if ((Atomics.load(this.state, slot) & 7) !== DIRTY || this.image[slot] !== image) continue;
+    for (let slot = this.dirty.next(0); slot >= 0; slot = this.dirty.next(slot + 1)) {
+      if (this.image[slot] !== image) continue;
       const mask = Atomics.load(this.mask, slot);
       if (mask === 0) continue;
-      const from = (31 - Math.clz32(mask & -mask)) * SECTOR;
+      const { from, to: end } = sectorRange(mask);
       // A table may end inside a sector: what follows it in the file is not ours to write.
-      const to = Math.min((32 - Math.clz32(mask)) * SECTOR, this.length[slot]);
+      const to = Math.min(end, this.length[slot]);
       const at = slot * SLICE_BYTES;
       const bytes = new Uint8Array(to - from);
       bytes.set(this.bytes.subarray(at + from, at + to));
@@ -284,6 +292,7 @@ export class TableCache {
     let cleaned = 0;
     for (const { slot } of spans) {
       if (Atomics.load(this.mask, slot) !== 0) continue;
+      this.dirty.remove(slot);
       Atomics.sub(this.state, slot, DIRTY - CLEAN);
       cleaned++;
     }
@@ -328,6 +337,7 @@ export class TableCache {
         if ((state & 7) === DIRTY) dropped++;
         this.mask[slot] = 0;
         this.key[slot] = -1;
+        this.dirty.remove(slot);
         Atomics.store(this.state, slot, nextVersion(state) + FREE);
       }
     });
@@ -387,13 +397,4 @@ export class TableCache {
 /** State word of the next version, state bits zero; versions wrap within 28 bits. */
 function nextVersion(state: number): number {
   return (((state >> 3) + 1) & 0xfffffff) << 3;
-}
-
-/** Bits of the 512-byte sectors that `[from, from + length)` of a slice touches. */
-function sectorMask(from: number, length: number): number {
-  const first = Math.floor(from / SECTOR);
-  const last = Math.floor((from + length - 1) / SECTOR);
-  if (first < 0 || last > 31) throw new BlockError('IO', `table range ${from}+${length} is not inside a slice`);
-  const upTo = last === 31 ? -1 : (1 << (last + 1)) - 1;
-  return upTo & ~((1 << first) - 1);
 }

@@ -147,6 +147,39 @@ test('TableCache.claim() takes the first and the last sector, and no range outsi
   t.throws(() => cache.claim(slot, 1, 0, SLICE_BYTES - 4, 8));
 });
 
+test('TableCache.takeDirty() finds every dirty slot, those of other images left out, and none that was written, forgotten or evicted', (t) => {
+  const cache = small();
+  const slots = cache.capacity;
+  // Most of the cache: slots of both images in every word of the set of dirty ones.
+  const offsets = [1, 2].map((image) => {
+    const own: number[] = [];
+    for (let i = 0; i < slots / 2; i++) {
+      const offset = i * SLICE_BYTES;
+      const slot = load(cache, image, offset, image);
+      if (slot >= 0 && cache.claim(slot, image, offset, 0, 8) === 1) own.push(offset);
+    }
+    return own;
+  });
+  t.true(offsets[0].length > slots / 4 && offsets[1].length > slots / 4);
+  const taken = cache.takeDirty(1);
+  t.deepEqual(taken.map(({ offset }) => offset).sort(), [...offsets[0]].sort());
+  t.is(cache.written(taken), taken.length);
+  t.deepEqual(cache.takeDirty(1), []);
+  t.false(cache.isDirty(1, 0, slots * SLICE_BYTES));
+  t.true(cache.forgetSlice(2, offsets[1][0]));
+  t.false(cache.isDirty(2, offsets[1][0], offsets[1][0] + 8));
+  // The places of image 1 become image 3's, and dirty again.
+  const again = offsets[0].filter((offset) => {
+    const slot = load(cache, 3, offset, 3);
+    return slot >= 0 && cache.claim(slot, 3, offset, 0, 8) === 1;
+  });
+  t.true(again.length > 0);
+  t.is(cache.takeDirty(3).length, again.length);
+  t.is(cache.takeDirty(2).length, offsets[1].length - 1);
+  t.is(cache.forget(2), offsets[1].length - 1);
+  t.false(cache.isDirty(2, 0, slots * SLICE_BYTES));
+});
+
 test('TableCache: images keep apart; forget() drops one of them, dirty slots counted', (t) => {
   const cache = small();
   for (let i = 0; i < 60; i++) {
