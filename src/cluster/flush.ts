@@ -16,6 +16,7 @@
 import { BlockError } from '../errors';
 import type { FormatDriver } from '../formats/driver';
 import { logOf } from '../log';
+import type { ImageState } from '../shared/image-state';
 import type { DirtySpan, TableCache, TableLevel } from '../shared/table-cache';
 import type { Storage, StorageEvent } from '../storage/storage';
 
@@ -28,30 +29,41 @@ const EVENT: Record<TableLevel, StorageEvent> = {
   l1: 'l1-update',
 };
 
+/** What one flush is about: everything that had changed when it began. */
+interface Epoch {
+  /** Of tables. */
+  spans: DirtySpan[];
+  /** Places that those tables do not name any more. */
+  drops: { offset: number; length: number }[];
+  /** Guest data, or the file's length, is not synced. */
+  dataDirty: boolean;
+  /** Requests of earlier generations may still use the dropped places. */
+  generation: number;
+}
+
 /** The flush itself; the caller holds the flush gate and no lock. */
 export function flushImage(driver: FormatDriver, cache: TableCache, imageId: number): void {
   const { state } = driver;
   refuseAfterFailure(driver);
-  state.lock.lockExclusive();
-  let spans: DirtySpan[];
-  let drops: { offset: number; length: number }[];
-  let generation: number;
-  let dataDirty: boolean;
+  const epoch = state.lock.withExclusive(() => takeEpoch(state, cache, imageId));
+  writeTables(driver, cache, epoch);
+  const { drops, generation } = epoch;
+  if (drops.length > 0 || state.retired.count > 0) retire(driver, drops, generation);
+}
+
+/** Step 1. Lock held exclusively. */
+function takeEpoch(state: ImageState, cache: TableCache, imageId: number): Epoch {
   try {
-    spans = state.dirtySlots > 0 ? cache.takeDirty(imageId) : [];
+    const spans = state.dirtySlots > 0 ? cache.takeDirty(imageId) : [];
     state.dirtySince = 0;
-    dataDirty = state.takeDataDirty();
-    drops = state.dropped.count > 0 ? state.dropped.takeAll() : [];
-    generation = drops.length > 0 ? state.records.nextGeneration() : 0;
+    const dataDirty = state.takeDataDirty();
+    const drops = state.dropped.count > 0 ? state.dropped.takeAll() : [];
+    return { spans, drops, dataDirty, generation: drops.length > 0 ? state.records.nextGeneration() : 0 };
   } catch (error) {
     // Out of memory half-way: some sectors may have lost the mark that they are dirty.
     state.markFailed();
     throw error;
-  } finally {
-    state.lock.unlockExclusive();
   }
-  writeTables(driver, cache, spans, drops, dataDirty);
-  if (drops.length > 0 || state.retired.count > 0) retire(driver, drops, generation);
 }
 
 /** Throws when a sync of this image has failed before: nothing that is written now could be promised. */
@@ -81,14 +93,9 @@ export function sync(driver: FormatDriver, storage: Storage, event: StorageEvent
   });
 }
 
-function writeTables(
-  driver: FormatDriver,
-  cache: TableCache,
-  spans: DirtySpan[],
-  drops: { offset: number; length: number }[],
-  dataDirty: boolean,
-): void {
+function writeTables(driver: FormatDriver, cache: TableCache, epoch: Epoch): void {
   const { storage, data } = driver;
+  const { spans, dataDirty } = epoch;
   const of = (wanted: TableLevel) => spans.filter(({ level }) => level === wanted);
   const counts = of('refcount');
   const blocks = of('refcount-table');
@@ -105,7 +112,7 @@ function writeTables(
     if (tables.length > 0) sync(driver, storage, 'flush-l2');
     done = true;
   } finally {
-    if (!done || spans.length > 0) settle(driver, cache, spans, drops, dataDirty, done);
+    if (!done || spans.length > 0) settle(driver, cache, epoch, done);
   }
 }
 
@@ -113,17 +120,10 @@ function writeSpans(storage: Storage, spans: DirtySpan[]): void {
   for (const span of spans) storage.write(span.offset, span.bytes, 0, span.bytes.length, EVENT[span.level]);
 }
 
-function settle(
-  driver: FormatDriver,
-  cache: TableCache,
-  spans: DirtySpan[],
-  drops: { offset: number; length: number }[],
-  dataDirty: boolean,
-  done: boolean,
-): void {
+function settle(driver: FormatDriver, cache: TableCache, epoch: Epoch, done: boolean): void {
   const { state } = driver;
-  state.lock.lockExclusive();
-  try {
+  const { spans, drops, dataDirty } = epoch;
+  state.lock.withExclusive(() => {
     if (done) {
       state.addDirtySlots(-cache.written(spans));
       // What changed again while it was written has no date yet: without one the timed flush would never come.
@@ -137,21 +137,13 @@ function settle(
       if (!state.dropped.add(offset, length, 0)) state.forgotten += length;
     }
     if (state.dirtySince === 0) state.dirtySince = Date.now();
-  } finally {
-    state.lock.unlockExclusive();
-  }
+  });
 }
 
 /** Step 4: frees what no request can hold any more, queues the rest. */
-function retire(driver: FormatDriver, drops: { offset: number; length: number }[], generation: number): void {
+function retire(driver: FormatDriver, drops: Epoch['drops'], generation: number): void {
   const { state } = driver;
-  state.lock.lockExclusive();
-  let waiting: { offset: number; length: number; number: number }[];
-  try {
-    waiting = state.retired.takeAll();
-  } finally {
-    state.lock.unlockExclusive();
-  }
+  const waiting = state.lock.withExclusive(() => state.retired.takeAll());
   for (const { offset, length } of drops) waiting.push({ offset, length, number: generation });
   for (const { offset, length, number } of waiting) {
     if (state.records.allEndedBefore(number)) {
@@ -163,13 +155,10 @@ function retire(driver: FormatDriver, drops: { offset: number; length: number }[
         log('%s: cannot free %d bytes at %d: %s', driver.storage.path, length, offset, error);
       }
     }
-    state.lock.lockExclusive();
-    try {
+    state.lock.withExclusive(() => {
       if (!state.retired.add(offset, length, number)) state.forgotten += length;
       // A date, so that another flush comes even if nobody changes anything any more.
       if (state.dirtySince === 0) state.dirtySince = Date.now();
-    } finally {
-      state.lock.unlockExclusive();
-    }
+    });
   }
 }

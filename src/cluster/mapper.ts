@@ -90,13 +90,7 @@ export class Mapper {
 
   /** Runs `body` under the exclusive lock. */
   locked<T>(body: () => T): T {
-    const { lock } = this.driver.state;
-    lock.lockExclusive();
-    try {
-      return body();
-    } finally {
-      lock.unlockExclusive();
-    }
+    return this.driver.state.lock.withExclusive(body);
   }
 
   private mapLocked(map: (maxLength: number) => Mapping, maxLength: number): Mapping {

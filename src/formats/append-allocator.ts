@@ -47,12 +47,9 @@ export class AppendAllocator {
     const { state, storage } = this;
     storage.punch(offset, length, 'cluster-free');
     state.markDataDirty();
-    state.lock.lockExclusive();
-    try {
+    state.lock.withExclusive(() => {
       if (!state.free.add(offset, length)) state.forgotten += length;
-    } finally {
-      state.lock.unlockExclusive();
-    }
+    });
   }
 
   growHostFile(end: HostOffset): void {

@@ -49,12 +49,9 @@ export class HostEnd {
   /** Longer than it was at open only because we made it so. Not synced: after a crash the tail is back, and nobody's. */
   cut(): void {
     const { state, storage } = this;
-    state.lock.lockExclusive();
-    try {
+    state.lock.withExclusive(() => {
       state.fileEnd = state.free.takeEndingAt(state.fileEnd);
-    } finally {
-      state.lock.unlockExclusive();
-    }
+    });
     if (state.hostSize <= state.fileEnd) return;
     storage.truncate(state.fileEnd, 'cluster-free');
     state.hostSize = state.fileEnd;

@@ -203,12 +203,7 @@ export class SnapshotChanges {
     const { growth, state } = this.parts;
     state.metaMutex.with(() => {
       growth.publishHeader(fields);
-      state.lock.lockExclusive();
-      try {
-        memory();
-      } finally {
-        state.lock.unlockExclusive();
-      }
+      state.lock.withExclusive(memory);
     });
   }
 
@@ -333,12 +328,9 @@ class Areas {
 
   giveBack(): void {
     const { growth, state } = this.parts;
-    state.lock.lockExclusive();
-    try {
+    state.lock.withExclusive(() => {
       for (const { offset, length } of this.taken) growth.drop(offset, length);
-    } finally {
-      state.lock.unlockExclusive();
-    }
+    });
   }
 }
 
