@@ -87,10 +87,8 @@ export class TableCache {
   private readonly length: Int32Array;
   private readonly used: Int32Array;
   private readonly key: Float64Array;
-  /**
-   * The dirty slots. Whoever holds an image's lock exclusively finds all of that image in it; of other images it may lack one that
-   * becomes dirty just now. A slot leaves it before it is clean: after that another image may claim it, and would lose its entry.
-   */
+  // The dirty slots: all of an image for whoever holds its lock exclusively; another image's may be missing for a moment. A slot leaves
+  // it before it is clean: after that another image may claim it, and would lose its entry.
   private readonly dirty: BitSet;
   private readonly slots: number;
   private readonly sets: number;
@@ -166,6 +164,7 @@ export class TableCache {
    * @returns 1 when the slot became dirty, 0 when it was already, -1 when it was evicted: load it again
    */
   claim(slot: number, image: number, offset: number, from: number, length: number): number {
+    const sectors = sectorMask(from, length);
     for (;;) {
       const state = Atomics.load(this.state, slot);
       const kind = state & 7;
@@ -173,11 +172,11 @@ export class TableCache {
       // The key is that of the state only if the slot did not change hands in between.
       if (Atomics.load(this.state, slot) !== state) continue;
       if (kind === DIRTY) {
-        Atomics.or(this.mask, slot, sectorMask(from, length));
+        Atomics.or(this.mask, slot, sectors);
         return 0;
       }
       if (Atomics.compareExchange(this.state, slot, state, state + (DIRTY - CLEAN)) === state) {
-        Atomics.or(this.mask, slot, sectorMask(from, length));
+        Atomics.or(this.mask, slot, sectors);
         this.dirty.add(slot);
         Atomics.add(this.header, DIRTY_SLOTS, 1);
         return 1;

@@ -145,6 +145,10 @@ test('TableCache.claim() takes the first and the last sector, and no range outsi
   cache.claim(slot, 1, 0, 0, SLICE_BYTES);
   t.is(cache.takeDirty(1)[0].bytes.length, SLICE_BYTES);
   t.throws(() => cache.claim(slot, 1, 0, SLICE_BYTES - 4, 8));
+  const clean = load(cache, 1, SLICE_BYTES, 1);
+  t.throws(() => cache.claim(clean, 1, SLICE_BYTES, SLICE_BYTES - 4, 8));
+  t.is(cache.claim(clean, 1, SLICE_BYTES, 0, 8), 1, 'the refused claim has changed nothing');
+  t.is(cache.takeDirty(1).length, 1);
 });
 
 test('TableCache.takeDirty() finds every dirty slot, those of other images left out, and none that was written, forgotten or evicted', (t) => {
