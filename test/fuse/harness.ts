@@ -6,7 +6,7 @@ import * as os from 'node:os';
 import * as path from 'node:path';
 import * as readline from 'node:readline';
 import type { ExecutionContext } from 'ava';
-import { importPackage } from '../../src/fuse/native/session';
+import { requirePackage } from '../../src/fuse/native/session';
 import type { MountOptions, SessionKind } from '../../src/fuse/session';
 import type { EventCounts } from './memory-filesystem';
 import type { ServerAnswer, ServerRequest } from './server';
@@ -135,7 +135,7 @@ export async function whyNot(session: SessionKind): Promise<string | undefined> 
   try {
     fs.chmodSync('/dev/fuse', 0o666);
     fs.closeSync(fs.openSync('/dev/fuse', 'r+'));
-    if (session === 'native') await importPackage();
+    if (session === 'native') requirePackage();
     return undefined;
   } catch (error) {
     return `no FUSE here: ${(error as Error).message}`;

@@ -10,7 +10,7 @@ import * as path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { BlockError } from '../../src/errors';
 import { mountKernel } from '../../src/fuse/kernel/mount';
-import { importPackage, startNative } from '../../src/fuse/native/session';
+import { requirePackage, startNative } from '../../src/fuse/native/session';
 import type { MountOptions, SessionKind } from '../../src/fuse/session';
 import { abandon, unmount } from '../../src/fuse/unmount';
 import { createMemory, MemoryFileSystem } from './memory-filesystem';
@@ -57,7 +57,7 @@ async function serveKernelSession(request: ServerRequest): Promise<void> {
 }
 
 async function serveNativeSession(request: ServerRequest): Promise<void> {
-  await importPackage();
+  requirePackage();
   become(request.uid);
   const session = await startNative(request.mount, new MemoryFileSystem(createMemory()));
   say({ mounted: true });

@@ -84,7 +84,7 @@ async function start(
   options: MountOptions,
   fileSystem: FileSystem,
 ): Promise<NativeSession> {
-  const Package = await loadPackage(mountpoint);
+  const Package = loadPackage(mountpoint);
   class Session extends Package {
     // The package's own list lacks most of ours, and looks at DEBUG: any `*` in it would turn on libfuse's debug output.
     protected override _fuseOptions(): string {
@@ -104,9 +104,9 @@ async function start(
   return { mountpoint, ended: endOf(fuse, duplicateDescriptor(device)) };
 }
 
-async function loadPackage(mountpoint: string): Promise<typeof Fuse> {
+function loadPackage(mountpoint: string): typeof Fuse {
   try {
-    const Package = await importPackage();
+    const Package = requirePackage();
     // The package unmounts with a shell command in which a path can hide another command, lazily, and by the name `fusermount`.
     // We unmount ourselves; what is left of its `unmount` only lets its resources go.
     Package.unmount = (_mountpoint, done) => done(null);
@@ -119,16 +119,18 @@ async function loadPackage(mountpoint: string): Promise<typeof Fuse> {
 
 /**
  * The package needs libfuse.so.2. Where the system has none, the one that the package brings serves as well, but its addon does not
- * look there (`fuse-native configure` would install it for the whole system): it must be loaded before.
+ * look there (`fuse-native configure` would install it for the whole system): it must be loaded before. By `require`: what `import()`
+ * could not load it never tries again.
  */
-export async function importPackage(): Promise<typeof Fuse> {
+export function requirePackage(): typeof Fuse {
+  const load = createRequire(__filename);
   try {
-    return (await import('fuse-native')).default;
+    return load('fuse-native') as typeof Fuse;
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'ERR_DLOPEN_FAILED') throw error;
-    const nextToIt = createRequire(require.resolve('fuse-native'));
+    const nextToIt = createRequire(load.resolve('fuse-native'));
     loadSharedLibrary((nextToIt('fuse-shared-library') as { lib: string }).lib);
-    return (await import('fuse-native')).default;
+    return load('fuse-native') as typeof Fuse;
   }
 }
 
