@@ -112,7 +112,7 @@ async function main(): Promise<number> {
   const all = outcomes.reduce((sum, { coverage }) => sum + coverage.prefixes + coverage.exhaustive, 0);
   const judged = outcomes.reduce((sum, { judgedByQemu }) => sum + judgedByQemu, 0);
   const failed = outcomes.filter(({ problem }) => problem !== undefined);
-  if (judged === 0) console.log('QEMU judged nothing: qemu-img is not installed');
+  if (judged === 0) console.log('QEMU judged nothing: these cases do not ask it, or qemu-img is not installed');
   console.log(
     `${outcomes.length} cases, ${states} states (${all} of all, ${states - all} random), ${judged} judged by QEMU`,
   );
