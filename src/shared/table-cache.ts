@@ -87,8 +87,7 @@ export class TableCache {
   private readonly length: Int32Array;
   private readonly used: Int32Array;
   private readonly key: Float64Array;
-  // The dirty slots: all of an image for whoever holds its lock exclusively; another image's may be missing for a moment. A slot leaves
-  // it before it is clean: after that another image may claim it, and would lose its entry.
+  // A slot leaves it before it is clean: after that another image may claim it, and would lose its entry.
   private readonly dirty: BitSet;
   private readonly slots: number;
   private readonly sets: number;
@@ -233,12 +232,20 @@ export class TableCache {
     return true;
   }
 
+  /** The first dirty slot of `image` from `from` on, or -1. The image's lock is held. */
+  private nextDirty(image: number, from: number): number {
+    for (let slot = this.dirty.next(from); slot >= 0; slot = this.dirty.next(slot + 1)) {
+      const state = Atomics.load(this.state, slot);
+      // The image is that of the state only if the slot did not change hands in between.
+      if ((state & 7) === DIRTY && this.image[slot] === image && Atomics.load(this.state, slot) === state) return slot;
+    }
+    return -1;
+  }
+
   /** Does a slice of `image` that overlaps `[from, to)` differ from the file? The image's lock is held. */
   isDirty(image: number, from: number, to: number): boolean {
-    for (let slot = this.dirty.next(0); slot >= 0; slot = this.dirty.next(slot + 1)) {
-      if (this.image[slot] !== image) continue;
+    for (let slot = this.nextDirty(image, 0); slot >= 0; slot = this.nextDirty(image, slot + 1))
       if (this.key[slot] < to && this.key[slot] + this.length[slot] > from) return true;
-    }
     return false;
   }
 
@@ -270,16 +277,14 @@ export class TableCache {
   /** Copies of everything of `image` that differs from the file. The image's lock is held exclusively; one flush at a time. */
   takeDirty(image: number): DirtySpan[] {
     const spans: DirtySpan[] = [];
-    for (let slot = this.dirty.next(0); slot >= 0; slot = this.dirty.next(slot + 1)) {
-      if (this.image[slot] !== image) continue;
+    for (let slot = this.nextDirty(image, 0); slot >= 0; slot = this.nextDirty(image, slot + 1)) {
       const mask = Atomics.load(this.mask, slot);
       if (mask === 0) continue;
       const { from, to: end } = sectorRange(mask);
       // A table may end inside a sector: what follows it in the file is not ours to write.
       const to = Math.min(end, this.length[slot]);
       const at = slot * SLICE_BYTES;
-      const bytes = new Uint8Array(to - from);
-      bytes.set(this.bytes.subarray(at + from, at + to));
+      const bytes = this.bytes.slice(at + from, at + to);
       Atomics.store(this.mask, slot, 0);
       spans.push({ slot, mask, level: LEVELS[this.level[slot]], offset: this.key[slot] + from, bytes });
     }
@@ -302,9 +307,7 @@ export class TableCache {
 
   /** The spans could not be written: they stay dirty. The image's lock is held exclusively. */
   notWritten(spans: DirtySpan[]): void {
-    for (const { slot, mask } of spans) {
-      Atomics.or(this.mask, slot, mask);
-    }
+    for (const { slot, mask } of spans) Atomics.or(this.mask, slot, mask);
   }
 
   /** More than half of the cache is dirty, or somebody found every slot of a set dirty: time for a flush. */
@@ -394,6 +397,4 @@ export class TableCache {
 }
 
 /** State word of the next version, state bits zero; versions wrap within 28 bits. */
-function nextVersion(state: number): number {
-  return (((state >> 3) + 1) & 0xfffffff) << 3;
-}
+const nextVersion = (state: number): number => (((state >> 3) + 1) & 0xfffffff) << 3;

@@ -41,9 +41,9 @@ export function recordChange(image: CrashImage, change: Change, { random }: Judg
   const files = makeFiles(image);
   const log: RecordedOperation[] = [];
   const { node } = openFiles(files, log);
-  // A count of 2 bits ends at 3: the disk, one snapshot, and for a moment the disk that is reverted to it.
-  const most = image.image.refcountBits === 2 ? 1 : 3;
   const { refcountBits = 16, version } = image.image;
+  // A count of 2 bits ends at 3: the disk, one snapshot, and for a moment the disk that is reverted to it.
+  const most = refcountBits === 2 ? 1 : 3;
   // Several compressed clusters share one cluster of the file, and each snapshot counts each of them: more than 15 are soon reached.
   const options = { cluster: image.cluster, most, grows: version !== 2, plain: refcountBits <= 4 };
   const model = new SnapshotModel(node, random, options);
