@@ -134,7 +134,8 @@ export class Crew {
   /**
    * Requests that the page cache answers keep a few workers busy, and more of them would only take turns on the same processors.
    * Requests that wait for the disk keep as many workers waiting as there are, and the disk could do more at once: then all take
-   * their seats, and while half of all still sleep in the kernel, one after the other is added.
+   * their seats, and while more than half of all still sleep in the kernel, one after the other is added. Half is not enough: of two one may
+   * flush, and the other be about to wait for the next request.
    * @returns whether more workers would do more
    */
   private heldUp(seats: Seats): boolean {
@@ -142,7 +143,7 @@ export class Crew {
     // Counted while all may sit: what was quiet before says nothing of now.
     this.calmLooks = onDisk === 0 && seats.limit > CALM_SEATS ? this.calmLooks + 1 : 0;
     if (this.calmLooks === CALM_LOOKS) seats.allow(CALM_SEATS);
-    if (onDisk === 0 || onDisk < Math.min(seats.limit, this.workers.length) / 2) return false;
+    if (onDisk <= Math.min(seats.limit, this.workers.length) / 2) return false;
     if (seats.limit < this.workersMax) seats.allow(this.workersMax);
     return true;
   }

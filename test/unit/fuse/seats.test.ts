@@ -20,6 +20,12 @@ function rival(t: ExecutionContext, memory: SharedArrayBuffer): { sits: Promise<
   };
 }
 
+/** Words of the seats' memory that only tests look at. */
+function look(memory: SharedArrayBuffer): { parked(): number; wakeups(): number } {
+  const words = new Int32Array(memory);
+  return { parked: () => Atomics.load(words, 2), wakeups: () => Atomics.load(words, 3) };
+}
+
 test('Seats: who stands up lets a parked worker work', async (t) => {
   const memory = createSeats(1, 4);
   const seats = new Seats(memory);
@@ -45,6 +51,50 @@ test('Seats: a flush does not keep the other workers from serving', async (t) =>
   await sits;
   await other.leave();
   t.pass();
+});
+
+test('Seats: a flush wakes nobody while another worker sits, though that one serves a request just now', async (t) => {
+  const memory = createSeats(2, 4);
+  const seats = new Seats(memory);
+  seats.sit();
+  const other = rival(t, memory);
+  await other.sits;
+  const third = rival(t, memory);
+  const { parked, wakeups } = look(memory);
+  while (parked() === 0) await new Promise(setImmediate);
+  const before = wakeups();
+  seats.stepAside();
+  t.is(wakeups(), before, 'a parked worker was woken for a flush');
+  seats.stepBack();
+  t.is(wakeups(), before);
+  // When the other one has left nobody would serve meanwhile.
+  await other.leave();
+  await third.sits;
+  const fourth = rival(t, memory);
+  await third.leave();
+  await fourth.sits;
+  await fourth.leave();
+});
+
+test('Seats: who stands up because of one too many wakes nobody', async (t) => {
+  const memory = createSeats(2, 4);
+  const seats = new Seats(memory);
+  seats.sit();
+  const other = rival(t, memory);
+  await other.sits;
+  seats.stepAside();
+  const third = rival(t, memory);
+  await third.sits;
+  seats.stepBack();
+  const fourth = rival(t, memory);
+  const { parked, wakeups } = look(memory);
+  while (parked() === 0) await new Promise(setImmediate);
+  const before = wakeups();
+  seats.stand();
+  t.is(wakeups(), before, 'a parked worker was woken, and there is no seat for it');
+  await other.leave();
+  await fourth.sits;
+  await Promise.all([third.leave(), fourth.leave()]);
 });
 
 test('Seats: reads that wait for the disk let all workers sit', async (t) => {
