@@ -4,8 +4,11 @@
  * workers in read(2) took a third of the speed of the one that did the work. But a worker that waits for the host's disk must
  * not keep the others from working, so
  *
- *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down;
+ *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down if few are left;
  *   - all may sit once reads wait for the disk, and until the daemon sees that they do not any more (`daemon/crew.ts`).
+ *
+ * One worker begins alone: every worker has to compile its code, two that take turns do so at half the pace, and both at the cost of
+ * the program that asks. The others come when it has served for a while, or the first time that it waits.
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
  */
@@ -34,16 +37,22 @@ const POLLING = 5;
 const MOST = 6;
 /** Counts requests. */
 const REQUESTS = 7;
-const WORDS = 8;
+/** How many may sit while the page cache answers. */
+const CALM = 8;
+const WORDS = 9;
+
+/** A worker's code is compiled, as a rule, after so many requests. */
+export const ALONE_REQUESTS = 4096;
 
 /**
- * @param limit how many may sit at first
+ * @param calm how many may sit while the page cache answers, once the first is no longer alone
  * @param most how many may sit while reads wait for the disk
  */
-export function createSeats(limit: number, most: number): SharedArrayBuffer {
+export function createSeats(calm: number, most: number): SharedArrayBuffer {
   const memory = new SharedArrayBuffer(WORDS * Int32Array.BYTES_PER_ELEMENT);
   const words = new Int32Array(memory);
-  words[LIMIT] = limit;
+  words[LIMIT] = 1;
+  words[CALM] = calm;
   words[MOST] = most;
   return memory;
 }
@@ -109,6 +118,7 @@ export class Seats {
    * flushes after each write where waking another processor is slow.
    */
   stepAside(): void {
+    this.endAlone();
     const left = Atomics.sub(this.words, TAKEN, 1) - 1;
     if (left < this.limit / 2 && Atomics.load(this.words, WAITING) === 0) this.wake();
   }
@@ -137,6 +147,10 @@ export class Seats {
     if (this.slowReads >= 2 && this.limit < this.words[MOST]) this.allow(this.words[MOST]);
   }
 
+  private endAlone(): void {
+    if (this.limit < this.words[CALM]) this.allow(this.words[CALM]);
+  }
+
   private wake(): void {
     const { words } = this;
     // One who stood up because of one too many leaves no seat free; the next who stands up looks again.
@@ -150,7 +164,7 @@ export class Seats {
   }
 
   endWaiting(): void {
-    Atomics.add(this.words, REQUESTS, 1);
+    if (Atomics.add(this.words, REQUESTS, 1) === ALONE_REQUESTS) this.endAlone();
     Atomics.sub(this.words, WAITING, 1);
   }
 

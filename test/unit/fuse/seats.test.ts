@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import * as path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import test, { type ExecutionContext } from 'ava';
-import { createSeats, Seats } from '../../../src/fuse/kernel/seats';
+import { ALONE_REQUESTS, createSeats, Seats } from '../../../src/fuse/kernel/seats';
 import { longWait, onLongWait } from '../../../src/system/long-wait';
 
 /** Another thread that wants a seat: `sits` resolves when it has one. */
@@ -25,6 +25,46 @@ function look(memory: SharedArrayBuffer): { parked(): number; wakeups(): number 
   const words = new Int32Array(memory);
   return { parked: () => Atomics.load(words, 2), wakeups: () => Atomics.load(words, 3) };
 }
+
+/** Seats of a mount whose first worker is no longer alone. */
+function laterSeats(calm: number, most: number): SharedArrayBuffer {
+  const memory = createSeats(calm, most);
+  serveRequests(new Seats(memory), ALONE_REQUESTS + 1);
+  return memory;
+}
+
+function serveRequests(seats: Seats, count: number): void {
+  for (let request = 0; request < count; request++) {
+    seats.startWaiting();
+    seats.endWaiting();
+  }
+}
+
+test('Seats: one worker is alone until its code is compiled', async (t) => {
+  const memory = createSeats(3, 4);
+  const seats = new Seats(memory);
+  t.is(seats.limit, 1);
+  seats.sit();
+  const others = [rival(t, memory), rival(t, memory)];
+  serveRequests(seats, ALONE_REQUESTS);
+  t.is(seats.limit, 1);
+  serveRequests(seats, 1);
+  t.is(seats.limit, 3);
+  await Promise.all(others.map(({ sits }) => sits));
+  await Promise.all(others.map(({ leave }) => leave()));
+});
+
+test('Seats: the first flush ends it, too', async (t) => {
+  const memory = createSeats(2, 4);
+  const seats = new Seats(memory);
+  seats.sit();
+  const other = rival(t, memory);
+  seats.stepAside();
+  await other.sits;
+  seats.stepBack();
+  t.is(seats.limit, 2);
+  await other.leave();
+});
 
 test('Seats: who stands up lets a parked worker work', async (t) => {
   const memory = createSeats(1, 4);
@@ -54,7 +94,7 @@ test('Seats: a flush does not keep the other workers from serving', async (t) =>
 });
 
 test('Seats: a flush wakes nobody while another worker sits, though that one serves a request just now', async (t) => {
-  const memory = createSeats(2, 4);
+  const memory = laterSeats(2, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
@@ -77,7 +117,7 @@ test('Seats: a flush wakes nobody while another worker sits, though that one ser
 });
 
 test('Seats: who stands up because of one too many wakes nobody', async (t) => {
-  const memory = createSeats(2, 4);
+  const memory = laterSeats(2, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
@@ -120,7 +160,7 @@ test('Seats: a large read is no sign of a slow disk', (t) => {
 });
 
 test('Seats: the one too many gives its seat away between two requests', async (t) => {
-  const memory = createSeats(2, 4);
+  const memory = laterSeats(2, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
