@@ -52,8 +52,6 @@ export interface DaemonConfig {
 export interface TestingConfig {
   /** A worker that is asked for this name in the root directory ends as if it had crashed. */
   workerDiesAtLookup?: string;
-  /** A worker that is asked for this name there is busy for two seconds. */
-  workerIsBusyAtLookup?: string;
   /** The flusher thread ends as if it had crashed once a file of this name exists. */
   flusherDiesAtFile?: string;
 }

@@ -118,7 +118,7 @@ export class Crew {
       idlePauses = seats.requests === requests ? idlePauses + 1 : 0;
       requests = seats.requests;
       const idle = idlePauses >= IDLE_PAUSES;
-      const held = this.heldUp(seats, idlePauses > 0);
+      const held = this.heldUp(seats);
       const growing = this.workers.length < this.workersMax;
       if (growing && (idle || held)) {
         const worker = this.startThread('worker');
@@ -136,18 +136,14 @@ export class Crew {
    * Requests that wait for the disk keep as many workers waiting as there are, and the disk could do more at once: then all take
    * their seats, and while more than half of all still sleep in the kernel, one after the other is added. Half is not enough: of two one may
    * flush, and the other be about to wait for the next request.
-   * A request that takes longer than the pause between two looks, whatever it does, must not keep others waiting either.
-   * @param still nobody has taken a request since the last look
    * @returns whether more workers would do more
    */
-  private heldUp(seats: Seats, still: boolean): boolean {
-    const busy = seats.allBusy;
-    const onDisk = busy ? threadsOnDisk() : 0;
-    const stuck = busy && still;
+  private heldUp(seats: Seats): boolean {
+    const onDisk = seats.allBusy ? threadsOnDisk() : 0;
     // Counted while all may sit: what was quiet before says nothing of now.
-    this.calmLooks = onDisk === 0 && !stuck && seats.limit > CALM_SEATS ? this.calmLooks + 1 : 0;
+    this.calmLooks = onDisk === 0 && seats.limit > CALM_SEATS ? this.calmLooks + 1 : 0;
     if (this.calmLooks === CALM_LOOKS) seats.allow(CALM_SEATS);
-    if (!stuck && onDisk <= Math.min(seats.limit, this.workers.length) / 2) return false;
+    if (onDisk <= Math.min(seats.limit, this.workers.length) / 2) return false;
     if (seats.limit < this.workersMax) seats.allow(this.workersMax);
     return true;
   }

@@ -21,18 +21,14 @@ function serve(orders: WorkerOrders): void {
   log('thread %d leaves: the mount is gone', orders.thread);
 }
 
-const BUSY_MS = 2000;
-
-/** Ways for tests to lose a worker in the middle of a request, and to keep it there. */
+/** A way for tests to lose a worker in the middle of a request. */
 function withTesting(fileSystem: FileSystem, testing: TestingConfig): FileSystem {
-  const { workerDiesAtLookup, workerIsBusyAtLookup } = testing;
-  if (workerDiesAtLookup === undefined && workerIsBusyAtLookup === undefined) return fileSystem;
+  const { workerDiesAtLookup } = testing;
+  if (workerDiesAtLookup === undefined) return fileSystem;
   const lookup = fileSystem.lookup.bind(fileSystem);
   fileSystem.lookup = (parent, name) => {
     // In a worker this ends the thread, not the process, and no `catch` or `finally` runs: as after a crash.
     if (name === workerDiesAtLookup) process.exit(70);
-    // Nobody is told that this takes long.
-    if (name === workerIsBusyAtLookup) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, BUSY_MS);
     return lookup(parent, name);
   };
   return fileSystem;

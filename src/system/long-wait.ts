@@ -3,7 +3,8 @@
  * runs the thread says here how they learn of it. State of this thread alone: every worker loads its own copy of this module.
  */
 export interface LongWaitHooks {
-  begins(): void;
+  /** @param forOthers the wait ends by what other threads do: a request that nobody serves could be what it waits for */
+  begins(forOthers: boolean): void;
   ends(): void;
 }
 
@@ -15,10 +16,10 @@ export function onLongWait(to: LongWaitHooks | undefined): void {
 }
 
 /** Runs `wait`, which blocks this thread. */
-export function longWait<T>(wait: () => T): T {
+export function longWait<T>(wait: () => T, forOthers = false): T {
   const told = hooks;
   if (told === undefined) return wait();
-  told.begins();
+  told.begins(forOthers);
   try {
     return wait();
   } finally {
@@ -28,5 +29,5 @@ export function longWait<T>(wait: () => T): T {
 
 /** `Atomics.wait` for what takes another thread's host I/O, or a request that another thread has yet to serve. */
 export function sleepOn(words: Int32Array, index: number, value: number, timeoutMs?: number): void {
-  longWait(() => Atomics.wait(words, index, value, timeoutMs));
+  longWait(() => Atomics.wait(words, index, value, timeoutMs), true);
 }

@@ -4,11 +4,8 @@
  * workers in read(2) took a third of the speed of the one that did the work. But a worker that waits for the host's disk must
  * not keep the others from working, so
  *
- *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down if few are left;
+ *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down;
  *   - all may sit once reads wait for the disk, and until the daemon sees that they do not any more (`daemon/crew.ts`).
- *
- * One worker begins alone: every worker has to compile its code, two that take turns do so at half the pace, and both at the cost of
- * the program that asks. The others come when it has served for a while, or the first time that it waits.
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
  */
@@ -37,22 +34,16 @@ const POLLING = 5;
 const MOST = 6;
 /** Counts requests. */
 const REQUESTS = 7;
-/** How many may sit while the page cache answers. */
-const CALM = 8;
-const WORDS = 9;
-
-/** A worker's code is compiled, as a rule, after so many requests. */
-export const ALONE_REQUESTS = 4096;
+const WORDS = 8;
 
 /**
- * @param calm how many may sit while the page cache answers, once the first is no longer alone
+ * @param limit how many may sit at first
  * @param most how many may sit while reads wait for the disk
  */
-export function createSeats(calm: number, most: number): SharedArrayBuffer {
+export function createSeats(limit: number, most: number): SharedArrayBuffer {
   const memory = new SharedArrayBuffer(WORDS * Int32Array.BYTES_PER_ELEMENT);
   const words = new Int32Array(memory);
-  words[LIMIT] = 1;
-  words[CALM] = calm;
+  words[LIMIT] = limit;
   words[MOST] = most;
   return memory;
 }
@@ -113,14 +104,14 @@ export class Seats {
   }
 
   /**
-   * In the middle of a request that takes long. A parked worker is woken only when nobody waits for requests and fewer than half of the
-   * seats are taken: whoever serves a request is back in microseconds, and a wake-up for each flush halves the speed of a program that
-   * flushes after each write where waking another processor is slow.
+   * In the middle of a request that takes long. A parked worker is woken only when nobody waits for requests, and for a flush only when
+   * fewer than half of the seats are taken: who serves a request is back soon as a rule, and a wake-up for each flush takes a third of
+   * the speed of a program that flushes after each write while another program keeps a processor busy.
+   * @param forOthers it ends by what others do: somebody has to serve, however long those who sit take
    */
-  stepAside(): void {
-    this.endAlone();
+  stepAside(forOthers: boolean): void {
     const left = Atomics.sub(this.words, TAKEN, 1) - 1;
-    if (left < this.limit / 2 && Atomics.load(this.words, WAITING) === 0) this.wake();
+    if (Atomics.load(this.words, WAITING) === 0 && (forOthers || left < this.limit / 2)) this.wake();
   }
 
   /** After `stepAside`: at once, even if there is one too many until the request is served. */
@@ -147,10 +138,6 @@ export class Seats {
     if (this.slowReads >= 2 && this.limit < this.words[MOST]) this.allow(this.words[MOST]);
   }
 
-  private endAlone(): void {
-    if (this.limit < this.words[CALM]) this.allow(this.words[CALM]);
-  }
-
   private wake(): void {
     const { words } = this;
     // One who stood up because of one too many leaves no seat free; the next who stands up looks again.
@@ -164,7 +151,7 @@ export class Seats {
   }
 
   endWaiting(): void {
-    if (Atomics.add(this.words, REQUESTS, 1) === ALONE_REQUESTS) this.endAlone();
+    Atomics.add(this.words, REQUESTS, 1);
     Atomics.sub(this.words, WAITING, 1);
   }
 

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import * as path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import test, { type ExecutionContext } from 'ava';
-import { ALONE_REQUESTS, createSeats, Seats } from '../../../src/fuse/kernel/seats';
+import { createSeats, Seats } from '../../../src/fuse/kernel/seats';
 import { longWait, onLongWait } from '../../../src/system/long-wait';
 
 /** Another thread that wants a seat: `sits` resolves when it has one. */
@@ -26,46 +26,6 @@ function look(memory: SharedArrayBuffer): { parked(): number; wakeups(): number 
   return { parked: () => Atomics.load(words, 2), wakeups: () => Atomics.load(words, 3) };
 }
 
-/** Seats of a mount whose first worker is no longer alone. */
-function laterSeats(calm: number, most: number): SharedArrayBuffer {
-  const memory = createSeats(calm, most);
-  serveRequests(new Seats(memory), ALONE_REQUESTS + 1);
-  return memory;
-}
-
-function serveRequests(seats: Seats, count: number): void {
-  for (let request = 0; request < count; request++) {
-    seats.startWaiting();
-    seats.endWaiting();
-  }
-}
-
-test('Seats: one worker is alone until its code is compiled', async (t) => {
-  const memory = createSeats(3, 4);
-  const seats = new Seats(memory);
-  t.is(seats.limit, 1);
-  seats.sit();
-  const others = [rival(t, memory), rival(t, memory)];
-  serveRequests(seats, ALONE_REQUESTS);
-  t.is(seats.limit, 1);
-  serveRequests(seats, 1);
-  t.is(seats.limit, 3);
-  await Promise.all(others.map(({ sits }) => sits));
-  await Promise.all(others.map(({ leave }) => leave()));
-});
-
-test('Seats: the first flush ends it, too', async (t) => {
-  const memory = createSeats(2, 4);
-  const seats = new Seats(memory);
-  seats.sit();
-  const other = rival(t, memory);
-  seats.stepAside();
-  await other.sits;
-  seats.stepBack();
-  t.is(seats.limit, 2);
-  await other.leave();
-});
-
 test('Seats: who stands up lets a parked worker work', async (t) => {
   const memory = createSeats(1, 4);
   const seats = new Seats(memory);
@@ -82,7 +42,7 @@ test('Seats: a flush does not keep the other workers from serving', async (t) =>
   const memory = createSeats(1, 4);
   const seats = new Seats(memory);
   seats.sit();
-  onLongWait({ begins: () => seats.stepAside(), ends: () => seats.stepBack() });
+  onLongWait({ begins: (forOthers) => seats.stepAside(forOthers), ends: () => seats.stepBack() });
   t.teardown(() => onLongWait(undefined));
   const other = rival(t, memory);
   // The body of a long wait is synchronous in a worker; here it goes on while the other thread sits down.
@@ -93,8 +53,8 @@ test('Seats: a flush does not keep the other workers from serving', async (t) =>
   t.pass();
 });
 
-test('Seats: a flush wakes nobody while another worker sits, though that one serves a request just now', async (t) => {
-  const memory = laterSeats(2, 4);
+test('Seats: a flush wakes nobody while another worker serves a request, a wait for others does', async (t) => {
+  const memory = createSeats(2, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
@@ -103,26 +63,23 @@ test('Seats: a flush wakes nobody while another worker sits, though that one ser
   const { parked, wakeups } = look(memory);
   while (parked() === 0) await new Promise(setImmediate);
   const before = wakeups();
-  seats.stepAside();
+  seats.stepAside(false);
   t.is(wakeups(), before, 'a parked worker was woken for a flush');
   seats.stepBack();
-  t.is(wakeups(), before);
-  // When the other one has left nobody would serve meanwhile.
-  await other.leave();
+  seats.stepAside(true);
   await third.sits;
-  const fourth = rival(t, memory);
-  await third.leave();
-  await fourth.sits;
-  await fourth.leave();
+  seats.stepBack();
+  seats.stand();
+  await Promise.all([other.leave(), third.leave()]);
 });
 
 test('Seats: who stands up because of one too many wakes nobody', async (t) => {
-  const memory = laterSeats(2, 4);
+  const memory = createSeats(2, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
   await other.sits;
-  seats.stepAside();
+  seats.stepAside(true);
   const third = rival(t, memory);
   await third.sits;
   seats.stepBack();
@@ -160,7 +117,7 @@ test('Seats: a large read is no sign of a slow disk', (t) => {
 });
 
 test('Seats: the one too many gives its seat away between two requests', async (t) => {
-  const memory = laterSeats(2, 4);
+  const memory = createSeats(2, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
