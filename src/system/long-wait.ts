@@ -15,7 +15,7 @@ export function onLongWait(to: LongWaitHooks | undefined): void {
   hooks = to;
 }
 
-/** Runs `wait`, which blocks this thread. */
+/** Runs `wait`, which blocks this thread. @param forOthers as in `LongWaitHooks` */
 export function longWait<T>(wait: () => T, forOthers = false): T {
   const told = hooks;
   if (told === undefined) return wait();

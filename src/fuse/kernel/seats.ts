@@ -4,7 +4,7 @@
  * workers in read(2) took a third of the speed of the one that did the work. But a worker that waits for the host's disk must
  * not keep the others from working, so
  *
- *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down;
+ *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
  *   - all may sit once reads wait for the disk, and until the daemon sees that they do not any more (`daemon/crew.ts`).
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
