@@ -43,6 +43,11 @@ export class ImageNode implements BlockNode, Below {
     this.layer.state.countRead(length);
   }
 
+  prefetch(offset: number, length: number): void {
+    const inside = Math.min(length, this.size() - offset);
+    if (inside > 0) this.layer.prefetch(offset, inside);
+  }
+
   readBelow(guest: number, target: Uint8Array, at: number, length: number): void {
     const inside = Math.max(0, Math.min(length, this.size() - guest));
     if (inside > 0) this.layer.read(guest, target, at, inside);

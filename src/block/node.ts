@@ -57,6 +57,9 @@ export interface BlockNode {
   /** Reads all of the range or throws: OUT_OF_BOUNDS past the end. Never short. */
   read(offset: number, target: Uint8Array, at: number, length: number): void;
 
+  /** A read of this range follows: the host may fetch what it needs meanwhile, of all layers. Changes nothing; what is past the end is left out. */
+  prefetch(offset: number, length: number): void;
+
   /** Writes all of the range or throws. After success any reader sees it; it is on stable storage after the next `flush`. */
   write(offset: number, source: Uint8Array, at: number, length: number, options?: WriteOptions): void;
 

@@ -68,6 +68,18 @@ export class ClusterLayer implements Layer {
     }
   }
 
+  prefetch(guest: number, length: number): void {
+    this.guarded(() => {
+      for (let done = 0; done < length; ) {
+        const mapping = this.mapper.lookUp(guest + done, length - done);
+        if (mapping.kind === 'data') this.driver.data.prefetch(mapping.offset, mapping.length);
+        else if (mapping.kind === 'unallocated') this.below?.prefetch(guest + done, mapping.length);
+        else if (mapping.kind === 'compressed') this.driver.storage.prefetch(mapping.offset, mapping.bytes);
+        done += mapping.length;
+      }
+    });
+  }
+
   write(guest: number, source: Uint8Array, at: number, length: number): void {
     this.change(guest + length, () => this.writeRuns(guest, source, at, length));
   }
@@ -148,11 +160,15 @@ export class ClusterLayer implements Layer {
   }
 
   status(guest: number, maxLength: number): LayerStatus {
-    if (this.readOnly) return this.withHoles(this.mapper.lookUp(guest, maxLength));
-    // A request as any other: the tables that it looks at must not be freed meanwhile.
+    return this.guarded(() => this.withHoles(this.mapper.lookUp(guest, maxLength)));
+  }
+
+  /** A request as any other: the tables that it looks at are not freed meanwhile. */
+  protected guarded<T>(body: () => T): T {
+    if (this.readOnly) return body();
     this.state.records.begin();
     try {
-      return this.withHoles(this.mapper.lookUp(guest, maxLength));
+      return body();
     } finally {
       this.state.records.end();
     }

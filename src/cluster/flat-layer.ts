@@ -23,6 +23,10 @@ export class FlatLayer implements Layer {
     this.driver.storage.read(guest, target, at, length);
   }
 
+  prefetch(guest: number, length: number): void {
+    this.driver.storage.prefetch(guest, length);
+  }
+
   write(guest: number, source: Uint8Array, at: number, length: number): void {
     try {
       this.driver.storage.write(guest, source, at, length, 'data-write');

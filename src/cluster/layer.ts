@@ -10,6 +10,8 @@ export interface Below {
   size(): number;
   /** Reads `length` bytes at `guest`; zeroes past the end. */
   readBelow(guest: number, target: Uint8Array, at: number, length: number): void;
+  /** As `BlockNode.prefetch`. */
+  prefetch(guest: number, length: number): void;
 }
 
 export type LayerStatus = Exclude<Mapping, { kind: 'miss' }>;
@@ -20,6 +22,8 @@ export interface Layer {
   /** Bytes of the disk, now. */
   size(): number;
   read(guest: number, target: Uint8Array, at: number, length: number): void;
+  /** The host may fetch what a read of this range needs, here and below. */
+  prefetch(guest: number, length: number): void;
   write(guest: number, source: Uint8Array, at: number, length: number): void;
   /** As `write`, of whole clusters, the last one perhaps cut by the end of the disk; those that become smaller are stored so. */
   writeCompressed(guest: number, source: Uint8Array, at: number, length: number): void;

@@ -44,11 +44,11 @@ export class SnapshotLayer extends ClusterLayer {
     this.live.flush();
   }
 
-  override status(guest: number, maxLength: number): LayerStatus {
-    return this.guarded(() => this.live.withHoles(this.mapper.lookUp(guest, maxLength)));
+  override withHoles(status: LayerStatus): LayerStatus {
+    return this.live.withHoles(status);
   }
 
-  private guarded<T>(body: () => T): T {
+  protected override guarded<T>(body: () => T): T {
     if (this.unchanging) return body();
     const { records } = this.state;
     records.begin();

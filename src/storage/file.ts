@@ -2,6 +2,7 @@
 import * as fs from 'node:fs';
 import { BlockError, errnoNameOf, hostError } from '../errors';
 import { blockDeviceSize, zeroRange } from '../system/block-device';
+import { willNeed } from '../system/fadvise';
 import { fallocate } from '../system/fallocate';
 import { longWait } from '../system/long-wait';
 import { seekData, seekHole } from '../system/lseek';
@@ -96,6 +97,10 @@ export class FileStorage implements Storage {
     }
     if (done < length) target.fill(0, at + done, at + length);
     return done;
+  }
+
+  prefetch(offset: number, length: number): void {
+    willNeed(this.fd, offset, length);
   }
 
   write(offset: number, source: Uint8Array, at: number, length: number, _event: StorageEvent): void {

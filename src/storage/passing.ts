@@ -14,6 +14,10 @@ export class PassingStorage implements Storage {
     return this.below.read(offset, target, at, length);
   }
 
+  prefetch(offset: number, length: number): void {
+    this.below.prefetch(offset, length);
+  }
+
   write(offset: number, source: Uint8Array, at: number, length: number, event: StorageEvent): void {
     this.below.write(offset, source, at, length, event);
   }

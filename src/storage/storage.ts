@@ -40,6 +40,9 @@ export interface Storage {
    */
   read(offset: number, target: Uint8Array, at: number, length: number): number;
 
+  /** A read of this range follows: the host may fetch it meanwhile. A hint, which never fails. */
+  prefetch(offset: number, length: number): void;
+
   /** Writes all of it or throws; the file grows when the range ends past its end. */
   write(offset: number, source: Uint8Array, at: number, length: number, event: StorageEvent): void;
 

@@ -1,11 +1,10 @@
 /** ioctls of block devices (linux/fs.h). */
-import { declare, interrupted } from './libc';
+import { ioctl } from './ioctl';
+import { interrupted } from './libc';
 
 const BLKGETSIZE64 = 0x80081272;
 const BLKDISCARD = 0x1277;
 const BLKZEROOUT = 0x127f;
-
-const ioctl = declare<[number, number, Buffer]>('int ioctl(int fd, unsigned long request, void *argument)');
 
 /** Two u64, both ioctls on ranges take start and length in bytes. Each thread has its own: modules are loaded once a thread. */
 const range = Buffer.alloc(16);

@@ -82,6 +82,10 @@ export class DiskFile implements VirtualFile {
     return count;
   }
 
+  prefetch(offset: number, length: number): void {
+    this.node.prefetch(offset, length);
+  }
+
   write(_handle: number, offset: number, source: Uint8Array, at: number, length: number, sync: boolean): number {
     if (!this.writable) this.assertWritable();
     if (length === 0) return 0;

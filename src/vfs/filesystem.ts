@@ -101,6 +101,9 @@ export interface FileSystem {
   /** @returns bytes read; fewer than `length` only at the end of the file */
   read(ino: number, handle: number, offset: number, target: Uint8Array, at: number, length: number): number;
 
+  /** A read of this range follows: what it needs may be fetched meanwhile. Returns at once as a rule. */
+  prefetch(ino: number, offset: number, length: number): void;
+
   /**
    * @param sync the data must be on stable storage before this returns (O_SYNC, O_DSYNC)
    * @returns bytes written; fewer than `length` only at the end of a fixed-size disk. Throws ENOSPC at or past it.

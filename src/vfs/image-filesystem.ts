@@ -163,6 +163,10 @@ class ImageFileSystem implements FileSystem {
     return this.file(ino).read(handle, offset, target, at, length);
   }
 
+  prefetch(ino: number, offset: number, length: number): void {
+    this.file(ino).prefetch?.(offset, length);
+  }
+
   write(
     ino: number,
     handle: number,

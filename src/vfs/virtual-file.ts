@@ -8,6 +8,8 @@ export interface VirtualFile {
   /** Never throws: nobody is left who could do anything about it. */
   release(handle: number): void;
   read(handle: number, offset: number, target: Uint8Array, at: number, length: number): number;
+  /** Only where a read may wait for the host's disk. */
+  prefetch?(offset: number, length: number): void;
   write(handle: number, offset: number, source: Uint8Array, at: number, length: number, sync: boolean): number;
   fsync(handle: number): void;
   setSize(size: number): void;

@@ -21,6 +21,7 @@ export interface Scope {
 export interface ServerOptions extends Partial<Omit<MountOptions, 'mountpoint'>> {
   session: SessionKind;
   threads?: number;
+  onDisk?: boolean;
   maskInitFlags?: number;
   uid?: number;
   /** An own folder by default. */
@@ -58,7 +59,7 @@ export function temporaryFolder(scope: Scope, uid?: number): string {
 }
 
 export async function startServer(scope: Scope, options: ServerOptions): Promise<Server> {
-  const { session, threads = 2, maskInitFlags, uid, wrap = [], env = {}, ...rest } = options;
+  const { session, threads = 2, onDisk, maskInitFlags, uid, wrap = [], env = {}, ...rest } = options;
   const mountpoint = options.mountpoint ?? temporaryFolder(scope, uid);
   const mount: MountOptions = {
     source: 'imagefs:test',
@@ -73,6 +74,7 @@ export async function startServer(scope: Scope, options: ServerOptions): Promise
     session,
     mount,
     threads,
+    ...(onDisk && { onDisk }),
     ...(maskInitFlags && { maskInitFlags }),
     ...(uid && { uid }),
   };

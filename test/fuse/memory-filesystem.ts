@@ -5,7 +5,8 @@
  *   readonly       what the disk is at first, EROFS for writers
  *   events.json    what happened so far; st_size 0 like /proc
  *   growing.txt    longer than its st_size says
- *   held           a read waits until `release` has been opened
+ *   held           a read waits until `release` has been opened, or the disk cut to nothing
+ *   slow           a read takes as long as one that waits for a disk
  *   overlong       a read claims one byte more than was asked for
  *   many/          5,000 names
  *   faults/NAME    every read, write, fsync and size change throws what FAULTS has under that name
@@ -47,10 +48,15 @@ export const EVENTS = [
   'zeroes',
   'held',
   'released',
+  'prefetches',
+  'readsAhead',
 ] as const;
 export type EventName = (typeof EVENTS)[number];
 export type EventCounts = Record<EventName, number>;
 const COUNTER_BYTES = 256;
+const SLOW_MS = 10;
+/** Never notified. */
+const PAUSE = new Int32Array(new SharedArrayBuffer(4));
 
 const hostError = (code: string): Error => Object.assign(new Error(`${code}: from the host`), { code });
 
@@ -127,6 +133,7 @@ const INO = {
   MANY: 8,
   FAULTS: 9,
   OVERLONG: 10,
+  SLOW: 11,
 };
 const FIRST_FAULT = 100;
 const FIRST_OF_MANY = 10_000;
@@ -139,6 +146,7 @@ const ROOT_ENTRIES: DirectoryEntry[] = [
   { name: 'growing.txt', ino: INO.GROWING, kind: 'file' },
   { name: 'held', ino: INO.HELD, kind: 'file' },
   { name: 'release', ino: INO.RELEASE, kind: 'file' },
+  { name: 'slow', ino: INO.SLOW, kind: 'file' },
   { name: 'overlong', ino: INO.OVERLONG, kind: 'file' },
   { name: 'many', ino: INO.MANY, kind: 'directory' },
   { name: 'faults', ino: INO.FAULTS, kind: 'directory' },
@@ -205,10 +213,7 @@ export class MemoryFileSystem implements FileSystem {
     if (this.lists.has(ino)) throw new FileError('EISDIR');
     const isText = ino === INO.EVENTS || ino === INO.GROWING;
     if (flags.write && (isText || ino === INO.READONLY)) throw new FileError('EROFS');
-    if (ino === INO.RELEASE) {
-      this.count('released');
-      Atomics.notify(this.counters, EVENTS.indexOf('released'));
-    }
+    if (ino === INO.RELEASE) this.letGo();
     if (!isText) this.count('opens');
     return { handle: isText ? this.makeText(ino) : 0, isDisk: !isText };
   }
@@ -223,10 +228,18 @@ export class MemoryFileSystem implements FileSystem {
     this.throwFault(ino);
     if (ino === INO.OVERLONG) return length + 1;
     if (ino === INO.HELD) this.waitForRelease();
+    if (ino === INO.SLOW) Atomics.wait(PAUSE, 0, 0, SLOW_MS);
     this.count('reads');
     const got = Math.max(0, Math.min(length, DISK_BYTES - offset));
     target.set(this.content(ino).data.subarray(offset, offset + got), at);
     return got;
+  }
+
+  prefetch(): void {
+    const reads = Atomics.load(this.counters, EVENTS.indexOf('reads'));
+    this.count('prefetches');
+    // More than one at a time: reads were taken together.
+    if (Atomics.load(this.counters, EVENTS.indexOf('prefetches')) > reads + 1) this.count('readsAhead');
   }
 
   write(
@@ -256,6 +269,7 @@ export class MemoryFileSystem implements FileSystem {
   setSize(ino: number, size: number): void {
     this.throwFault(ino);
     this.count('setSizes');
+    if (ino === INO.DISK && size === 0) this.letGo();
     if (ino !== INO.DISK) throw new FileError('EROFS');
     if (size > DISK_BYTES) throw new FileError('EPERM');
   }
@@ -322,6 +336,11 @@ export class MemoryFileSystem implements FileSystem {
     const index = EVENTS.indexOf('released');
     this.count('held');
     while (Atomics.load(this.counters, index) === 0) Atomics.wait(this.counters, index, 0);
+  }
+
+  private letGo(): void {
+    this.count('released');
+    Atomics.notify(this.counters, EVENTS.indexOf('released'));
   }
 
   private mark(offset: number, length: number, value: number, which: 'touched' | 'whole'): void {

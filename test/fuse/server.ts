@@ -10,6 +10,7 @@ import * as path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { BlockError } from '../../src/errors';
 import { mountKernel } from '../../src/fuse/kernel/mount';
+import { createSeats, DISK, Seats } from '../../src/fuse/kernel/seats';
 import { requirePackage, startNative } from '../../src/fuse/native/session';
 import type { MountOptions, SessionKind } from '../../src/fuse/session';
 import { abandon, unmount } from '../../src/fuse/unmount';
@@ -20,6 +21,8 @@ export interface ServerRequest {
   session: SessionKind;
   mount: MountOptions;
   threads: number;
+  /** As if reads had been found to wait for the disk. */
+  onDisk?: boolean;
   maskInitFlags?: number;
   /** Become this user and group before mounting. */
   uid?: number;
@@ -39,9 +42,20 @@ function become(uid: number | undefined): void {
   process.setuid?.(uid);
 }
 
+function seatsOnDisk(threads: number): SharedArrayBuffer {
+  const memory = createSeats(threads);
+  new Seats(memory).setDisk(DISK.FAST);
+  return memory;
+}
+
 async function serveKernelSession(request: ServerRequest): Promise<void> {
-  const { mount, maskInitFlags } = request;
-  const options = { kernelCache: mount.kernelCache, readOnly: mount.readOnly, ...(maskInitFlags && { maskInitFlags }) };
+  const { mount, maskInitFlags, onDisk } = request;
+  const options = {
+    kernelCache: mount.kernelCache,
+    readOnly: mount.readOnly,
+    ...(maskInitFlags && { maskInitFlags }),
+    ...(onDisk && { seats: seatsOnDisk(request.threads) }),
+  };
   const data: ServeWorkerData = { memory: createMemory(), options };
   const file = path.join(__dirname, 'serve-worker.js');
   const workers = Array.from(

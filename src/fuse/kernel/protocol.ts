@@ -194,6 +194,9 @@ export const O_ACCMODE = 3;
 /** Pages a request may carry: 1 MiB of 4 KiB pages. */
 export const MAX_PAGES = MAX_REQUEST / 4096;
 
+/** A READ or FSYNC is not longer: the header and the fields of fuse_read_in. */
+export const SHORT_REQUEST_BYTES = 80;
+
 /** Largest request: a WRITE. The kernel refuses a read(2) that offers less than header, fuse_write_in and `max_write`. */
 export const REQUEST_BYTES = IO_IN.DATA + MAX_REQUEST + 4096;
 

@@ -5,7 +5,9 @@
  * not keep the others from working, so
  *
  *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
- *   - all may sit once reads wait for the disk, and until the daemon sees that they do not any more (`daemon/crew.ts`).
+ *   - once reads wait for the disk, and until the daemon sees that they do not any more (`daemon/crew.ts`), each worker takes several
+ *     at a time (`serve.ts`);
+ *   - the daemon lets all sit when most are held up otherwise, or by a disk so slow that one read would keep others waiting for long.
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
  */
@@ -18,6 +20,10 @@ const TIMED_READ = 8;
 const SMALL_READ = 64 * 1024;
 /** Longer than the page cache ever takes for a small read, shorter than any disk, ms. */
 const DISK_MS = 0.1;
+/** Longer than an SSD takes as a rule, shorter than the seek of a hard disk, ms. */
+const SLOW_DISK_MS = 4;
+/** So many timed reads in a row: one alone may only have been interrupted. */
+const IN_A_ROW = 2;
 
 /** Words of the shared memory. */
 const LIMIT = 0;
@@ -30,47 +36,77 @@ const WAKEUPS = 3;
 const WAITING = 4;
 /** 1 while somebody polls. */
 const POLLING = 5;
-/** How many may sit while reads wait for the disk. */
-const MOST = 6;
+/** Workers that serve reads while these wait for the disk. */
+const READING = 6;
 /** Counts requests. */
 const REQUESTS = 7;
-const WORDS = 8;
+/** One of `DISK`. */
+const WAITED_FOR = 8;
+/** Counts timed reads that took as long as a disk does. */
+const SLOW_READS = 9;
+const WORDS = 10;
 
-/**
- * @param limit how many may sit at first
- * @param most how many may sit while reads wait for the disk
- */
-export function createSeats(limit: number, most: number): SharedArrayBuffer {
+/** What reads wait for. NONE: the page cache answers. */
+export const DISK = { NONE: 0, FAST: 1, SLOW: 2 } as const;
+
+/** @param limit how many may sit at first */
+export function createSeats(limit: number): SharedArrayBuffer {
   const memory = new SharedArrayBuffer(WORDS * Int32Array.BYTES_PER_ELEMENT);
   const words = new Int32Array(memory);
   words[LIMIT] = limit;
-  words[MOST] = most;
   return memory;
 }
 
 export class Seats {
   private readonly words: Int32Array;
   private reads = 0;
-  /** Timed reads in a row that waited for the disk. One alone may only have been interrupted. */
-  private slowReads = 0;
+  /** Timed reads in a row that waited for the disk, and for a slow one. */
+  private diskReads = 0;
+  private slowDiskReads = 0;
 
   /** @param memory the same for all workers of a mount */
   constructor(memory: SharedArrayBuffer) {
     this.words = new Int32Array(memory);
   }
 
+  /** How many may sit now. */
   get limit(): number {
     return Atomics.load(this.words, LIMIT);
   }
 
+  /** What reads wait for: one of `DISK`. */
+  get disk(): number {
+    return Atomics.load(this.words, WAITED_FOR);
+  }
+
+  /** Nobody who sits waits for a request. */
+  get nobodyWaits(): boolean {
+    return Atomics.load(this.words, WAITING) === 0;
+  }
+
   /** Somebody sits, and none of those waits for a request. */
   get allBusy(): boolean {
-    return Atomics.load(this.words, TAKEN) > 0 && Atomics.load(this.words, WAITING) === 0;
+    return Atomics.load(this.words, TAKEN) > 0 && this.nobodyWaits;
   }
 
   /** How many requests have been taken; wraps. */
   get requests(): number {
     return Atomics.load(this.words, REQUESTS);
+  }
+
+  /** Workers that serve reads while these wait for the disk. */
+  get reading(): number {
+    return Atomics.load(this.words, READING);
+  }
+
+  /** How many timed reads took as long as a disk does; wraps. */
+  get slowReads(): number {
+    return Atomics.load(this.words, SLOW_READS);
+  }
+
+  setDisk(disk: number): void {
+    log('reads wait for %s', ['nothing', 'the disk', 'a slow disk'][disk]);
+    Atomics.store(this.words, WAITED_FOR, disk);
   }
 
   /** Those that are too many park after their next request. */
@@ -87,13 +123,13 @@ export class Seats {
     for (;;) {
       const wakeups = Atomics.load(words, WAKEUPS);
       const taken = Atomics.load(words, TAKEN);
-      if (taken < Atomics.load(words, LIMIT)) {
+      if (taken < this.limit) {
         if (Atomics.compareExchange(words, TAKEN, taken, taken + 1) === taken) return;
         continue;
       }
       // Announced before the last look: whoever stands up meanwhile either is seen by it or sees the announcement.
       Atomics.add(words, PARKED, 1);
-      if (Atomics.load(words, TAKEN) >= Atomics.load(words, LIMIT)) Atomics.wait(words, WAKEUPS, wakeups);
+      if (Atomics.load(words, TAKEN) >= this.limit) Atomics.wait(words, WAKEUPS, wakeups);
       Atomics.sub(words, PARKED, 1);
     }
   }
@@ -111,7 +147,7 @@ export class Seats {
    */
   stepAside(forOthers: boolean): void {
     const left = Atomics.sub(this.words, TAKEN, 1) - 1;
-    if (Atomics.load(this.words, WAITING) === 0 && (forOthers || left < this.limit / 2)) this.wake();
+    if (this.nobodyWaits && (forOthers || left < this.limit / 2)) this.wake();
   }
 
   /** After `stepAside`: at once, even if there is one too many until the request is served. */
@@ -121,7 +157,7 @@ export class Seats {
 
   /** Between two requests: gives the seat away if there is one too many. */
   yield(): void {
-    if (Atomics.load(this.words, TAKEN) <= Atomics.load(this.words, LIMIT)) return;
+    if (Atomics.load(this.words, TAKEN) <= this.limit) return;
     this.stand();
     this.sit();
   }
@@ -131,17 +167,29 @@ export class Seats {
     return size <= SMALL_READ && ++this.reads % TIMED_READ === 0 ? performance.now() : 0;
   }
 
-  /** When reads wait for the disk, all may sit. */
+  /** Notes what reads wait for, until the daemon sees that they do not any more. */
   endRead(began: number): void {
     if (began === 0) return;
-    this.slowReads = performance.now() - began > DISK_MS ? this.slowReads + 1 : 0;
-    if (this.slowReads >= 2 && this.limit < this.words[MOST]) this.allow(this.words[MOST]);
+    const ms = performance.now() - began;
+    if (ms > DISK_MS) Atomics.add(this.words, SLOW_READS, 1);
+    this.diskReads = ms > DISK_MS ? this.diskReads + 1 : 0;
+    this.slowDiskReads = ms > SLOW_DISK_MS ? this.slowDiskReads + 1 : 0;
+    const found = this.slowDiskReads >= IN_A_ROW ? DISK.SLOW : this.diskReads >= IN_A_ROW ? DISK.FAST : DISK.NONE;
+    if (found > this.disk) this.setDisk(found);
+  }
+
+  startReading(): void {
+    Atomics.add(this.words, READING, 1);
+  }
+
+  endReading(): void {
+    Atomics.sub(this.words, READING, 1);
   }
 
   private wake(): void {
     const { words } = this;
     // One who stood up because of one too many leaves no seat free; the next who stands up looks again.
-    if (Atomics.load(words, PARKED) === 0 || Atomics.load(words, TAKEN) >= Atomics.load(words, LIMIT)) return;
+    if (Atomics.load(words, PARKED) === 0 || Atomics.load(words, TAKEN) >= this.limit) return;
     Atomics.add(words, WAKEUPS, 1);
     Atomics.notify(words, WAKEUPS, 1);
   }

@@ -11,7 +11,7 @@ import { onLongWait } from '../../system/long-wait';
 import type { FileSystem } from '../../vfs/filesystem';
 import { errnoOf } from '../errno';
 import { type KernelServeOptions, MAX_REQUEST } from '../session';
-import { Channel, ENDED, NOTHING } from './channel';
+import { ASIDE_MAX, Channel, ENDED, NOTHING } from './channel';
 import { encodeWritten } from './codec';
 import {
   serveCopyRange,
@@ -32,8 +32,8 @@ import {
   serveSetAttributes,
   serveStatistics,
 } from './operations';
-import { IN, IO_IN, O_DSYNC, OPCODE, OUT_HEADER_BYTES, RENAME_IN } from './protocol';
-import { createSeats, Seats } from './seats';
+import { IN, IO_IN, O_DSYNC, OPCODE, OUT_HEADER_BYTES, RENAME_IN, SHORT_REQUEST_BYTES } from './protocol';
+import { createSeats, DISK, Seats } from './seats';
 
 const log = logOf('fuse:kernel');
 
@@ -57,7 +57,7 @@ class KernelServer {
   private readonly trace = log.enabled;
 
   constructor(fd: number, fileSystem: FileSystem, options: KernelServeOptions) {
-    this.seats = new Seats(options.seats ?? createSeats(1, 1));
+    this.seats = new Seats(options.seats ?? createSeats(1));
     this.channel = new Channel(fd, this.seats);
     this.fileSystem = fileSystem;
     this.options = options;
@@ -71,13 +71,65 @@ class KernelServer {
       for (;;) {
         const length = channel.receive();
         if (length === ENDED) return;
-        if (length !== NOTHING) this.serve(length);
+        if (length !== NOTHING) {
+          if (seats.disk !== DISK.NONE && channel.u32(IN.OPCODE) === OPCODE.READ) this.serveFromDisk(length);
+          else this.serve(length);
+        }
         seats.yield();
       }
     } finally {
       // The next parked worker finds out that the mount is gone.
       onLongWait(undefined);
       seats.stand();
+      channel.close();
+    }
+  }
+
+  /** A READ while reads wait for the disk. */
+  private serveFromDisk(length: number): void {
+    const { seats } = this;
+    seats.startReading();
+    if (seats.nobodyWaits) this.serveReads();
+    else this.serve(length);
+    seats.endReading();
+  }
+
+  /**
+   * All workers are busy: takes this READ and what else is there, has the host fetch what all READs need at once, and then serves one
+   * after the other. So a disk has as many reads at a time as programs make, not as there are workers.
+   *
+   * Whatever is no READ is served first: what the reads need is on its way, and somebody may depend on it, as a revert, which stops all
+   * reads, waits for files to be closed. Only a flush takes so long that it is better served last.
+   */
+  private serveReads(): void {
+    const { channel } = this;
+    this.prefetch();
+    channel.putAside();
+    for (let taken = 1; taken < ASIDE_MAX; taken++) {
+      const length = channel.receiveMore();
+      if (length <= 0) break;
+      const opcode = channel.u32(IN.OPCODE);
+      if (opcode === OPCODE.READ) {
+        this.prefetch();
+        channel.putAside();
+      } else if (opcode === OPCODE.FSYNC) {
+        channel.putAside();
+        break;
+      } else this.serve(length);
+    }
+    while (channel.resume()) this.serve(SHORT_REQUEST_BYTES);
+  }
+
+  /** The host may fetch what the READ in the channel needs. */
+  private prefetch(): void {
+    const { channel } = this;
+    try {
+      const offset = channel.u64(IO_IN.OFFSET);
+      const size = Math.min(channel.u32(IO_IN.SIZE), MAX_REQUEST);
+      if (offset <= Number.MAX_SAFE_INTEGER - MAX_REQUEST) this.fileSystem.prefetch(channel.u64(IN.NODE), offset, size);
+    } catch (error) {
+      // The READ itself will meet the same and tell it.
+      log('prefetch: %s', error);
     }
   }
 

@@ -54,6 +54,10 @@ export class MemoryNode implements BlockNode {
     });
   }
 
+  prefetch(offset: number, length: number): void {
+    this.calls.push(`prefetch ${offset} ${length}`);
+  }
+
   write(offset: number, source: Uint8Array, at: number, length: number): void {
     this.begin('write', offset, length);
     this.counted.writeBytes += length;

@@ -1,0 +1,97 @@
+/** Reads that wait for the disk are taken together: their answers must be their own, and nothing may wait for ever. */
+import { execFileSync } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import { openSecond } from '../../src/fuse/kernel/second-descriptor';
+import { eventsOf, skip, startServer, temporaryFolder, whyNot } from './harness';
+import { DATA_BYTES, patternByte } from './memory-filesystem';
+
+/** Calls at a time: as many as libuv has threads. */
+const CALLERS = 4;
+const ROUNDS = 12;
+const BYTES = 4096;
+
+async function readAndCompare(file: fs.promises.FileHandle, offset: number): Promise<string | undefined> {
+  const { buffer, bytesRead } = await file.read(Buffer.alloc(BYTES), 0, BYTES, offset);
+  const wrong = buffer.findIndex((byte, index) => byte !== patternByte(offset + index));
+  return bytesRead === BYTES && wrong < 0 ? undefined : `${offset}: ${bytesRead} bytes, wrong at ${wrong}`;
+}
+
+/** Requests that the kernel has not got an answer for. Source: the kernel's Documentation/filesystems/fuse.rst, the control filesystem. */
+function waitingRequests(t: ExecutionContext, mountpoint: string): () => number {
+  const control = temporaryFolder(t);
+  execFileSync('mount', ['-t', 'fusectl', 'none', control]);
+  t.teardown(() => void execFileSync('umount', ['-l', control]));
+  // Linux's st_dev of a file system without a device is its minor number.
+  const file = path.join(control, String(fs.statSync(mountpoint).dev), 'waiting');
+  return () => Number(fs.readFileSync(file, 'utf8'));
+}
+
+for (const threads of [1, 2]) {
+  test.serial(
+    `${threads} worker(s): reads taken together get their own answers, and so do writes and flushes between them`,
+    async (t) => {
+      const why = await whyNot('kernel');
+      if (why !== undefined) return skip(t, why);
+      const server = await startServer(t, { session: 'kernel', threads, onDisk: true });
+      // What the disk is at first; as a file whose reads take long.
+      const slow = await fs.promises.open(path.join(server.mountpoint, 'slow'));
+      const disk = await fs.promises.open(path.join(server.mountpoint, 'disk'), 'r+');
+      let done = 0;
+      const caller = async (number: number): Promise<void> => {
+        for (let round = 0; round < ROUNDS; round++) {
+          const offset = ((round * 7 + number * 31) * BYTES) % (DATA_BYTES / 2);
+          t.is(await readAndCompare(slow, offset), undefined);
+          if (round % 3 === number % 3)
+            await disk.write(Buffer.alloc(BYTES, number), 0, BYTES, DATA_BYTES + number * BYTES);
+          if (round % 4 === number) await disk.sync();
+          done++;
+        }
+      };
+      await Promise.all(Array.from({ length: CALLERS }, (_, number) => caller(number)));
+      const written = await disk.read(Buffer.alloc(CALLERS * BYTES), 0, CALLERS * BYTES, DATA_BYTES);
+      t.true(written.buffer.every((byte, index) => byte === Math.floor(index / BYTES)));
+      await slow.close();
+      await disk.close();
+      const events = await eventsOf(server);
+      t.is(done, CALLERS * ROUNDS);
+      t.true(events.fsyncs >= CALLERS * 2, `${events.fsyncs} flushes`);
+      t.true(
+        events.readsAhead > (threads === 1 ? ROUNDS : 0),
+        `${events.readsAhead} of ${events.reads} reads were taken beside another`,
+      );
+      await server.stop();
+    },
+  );
+}
+
+test.serial('what comes along with reads is served before them: they may wait for it', async (t) => {
+  const why = await whyNot('kernel');
+  if (why !== undefined) return skip(t, why);
+  const server = await startServer(t, { session: 'kernel', threads: 1, onDisk: true });
+  const held = await fs.promises.open(path.join(server.mountpoint, 'held'));
+  const disk = await fs.promises.open(path.join(server.mountpoint, 'disk'), 'r+');
+  // The first one makes the kernel ask for attributes that it learns are not there.
+  await disk.truncate(1);
+  const waiting = waitingRequests(t, server.mountpoint);
+  // The only worker finds both requests at once: a read, and what lets it go.
+  server.process.kill('SIGSTOP');
+  const read = held.read(Buffer.alloc(BYTES), 0, BYTES, 0);
+  while (waiting() < 1) await new Promise(setImmediate);
+  const cut = disk.truncate(0);
+  while (waiting() < 2) await new Promise(setImmediate);
+  server.process.kill('SIGCONT');
+  await Promise.all([read, cut]);
+  const { held: waited, released } = await eventsOf(server);
+  t.deepEqual([waited, released], [1, 1]);
+  await held.close();
+  await disk.close();
+  await server.stop();
+});
+
+test('openSecond() answers undefined where there is no mount to join', (t) => {
+  const fd = fs.openSync('/dev/null', 'r');
+  t.is(openSecond(fd), undefined);
+  fs.closeSync(fd);
+});
