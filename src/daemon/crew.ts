@@ -157,7 +157,8 @@ export class Crew {
       seats.setDisk(DISK.NONE);
       seats.allow(CALM_SEATS);
     }
-    if (seats.disk !== DISK.NONE && seats.limit < DISK_SEATS) seats.allow(DISK_SEATS);
+    const wanted = [CALM_SEATS, DISK_SEATS, this.workersMax][seats.disk];
+    if (seats.limit < wanted) seats.allow(wanted);
     const held = seats.disk === DISK.SLOW ? onDisk : onDisk - seats.reading;
     if (held <= Math.min(seats.limit, this.workers.length) / 2) return false;
     if (seats.disk === DISK.NONE) {
@@ -219,7 +220,7 @@ const ON_DISK = /folio_wait|page_bit|lock_page|wait_on_buffer|^blk_/;
 
 /**
  * Threads of this process that wait for the disk. Source: proc(5), /proc/PID/wchan. A kernel that does not name the place (without
- * CONFIG_KALLSYMS) has none: workers are then added while nobody asks, and all sit for a second after slow reads.
+ * CONFIG_KALLSYMS) has none: workers are then only added while nobody asks.
  */
 function threadsOnDisk(): number {
   let count = 0;
