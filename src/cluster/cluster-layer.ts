@@ -69,12 +69,18 @@ export class ClusterLayer implements Layer {
   }
 
   prefetch(guest: number, length: number): void {
+    const { driver } = this;
     this.guarded(() => {
       for (let done = 0; done < length; ) {
-        const mapping = this.mapper.lookUp(guest + done, length - done);
-        if (mapping.kind === 'data') this.driver.data.prefetch(mapping.offset, mapping.length);
+        const mapping = this.mapper.peek(guest + done, length - done);
+        if (mapping.kind === 'miss') {
+          // Where the data lies is for the read to find out.
+          driver.storage.prefetch(mapping.slice.offset, mapping.slice.length);
+          return;
+        }
+        if (mapping.kind === 'data') driver.data.prefetch(mapping.offset, mapping.length);
         else if (mapping.kind === 'unallocated') this.below?.prefetch(guest + done, mapping.length);
-        else if (mapping.kind === 'compressed') this.driver.storage.prefetch(mapping.offset, mapping.bytes);
+        else if (mapping.kind === 'compressed') driver.storage.prefetch(mapping.offset, mapping.bytes);
         done += mapping.length;
       }
     });

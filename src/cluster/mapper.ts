@@ -32,6 +32,11 @@ export class Mapper {
     return this.lookUpBy((most) => this.driver.map(guest, most), maxLength);
   }
 
+  /** The same without bringing anything into the cache. */
+  peek(guest: number, maxLength: number): Mapping {
+    return this.mapLocked((most) => this.driver.map(guest, most), maxLength);
+  }
+
   /** The same for a change: throws TableError when what could be written in place is a table. */
   lookUpForChange(guest: number, maxLength: number): LayerStatus {
     const { driver } = this;

@@ -28,6 +28,8 @@ const LOOK_IDLE_MS = 200;
  * processor, and whoever has just mounted is about to come with work.
  */
 const IDLE_PAUSES = 5;
+/** One slow read of so many may only have been interrupted. */
+const FEW_SLOW_READS = 16;
 /** Looks in a row that find nobody waiting for the disk until all is as at first: one second. */
 const CALM_LOOKS = 20;
 /** Serving leaves hardly any garbage, and this is memory that each worker has for itself: 13 MiB a worker instead of 17. */
@@ -81,6 +83,7 @@ export class Crew {
   private looking: NodeJS.Timeout | undefined;
   private calmLooks = 0;
   private slowReads = 0;
+  private timedReads = 0;
   private readonly flusher: Worker;
   private readonly flusherEnded: Promise<void>;
   private readonly bell = new FlusherBell();
@@ -143,16 +146,17 @@ export class Crew {
    * Requests that the page cache answers keep a few workers busy, and more of them would only take turns on the same processors. Requests
    * that wait for the disk keep as many workers waiting as there are, and the disk could do more at once: then all take their seats, and
    * while more than half of all still sleep in the kernel, one after the other is added. Half is not enough: of two one may flush, and the
-   * other be about to wait for the next request. Reads do not count unless the disk is slow: a worker takes many of them at a time.
+   * other be about to wait for the next request. Small reads do not count unless the disk is slow: a worker takes many of them at a time.
    * @returns whether more workers would do more
    */
   private heldUp(seats: Seats): boolean {
     const onDisk = seats.allBusy ? threadsOnDisk() : 0;
-    const { slowReads } = seats;
+    const { slowReads, timedReads } = seats;
+    const fewSlow = (slowReads - this.slowReads) * FEW_SLOW_READS <= timedReads - this.timedReads;
     // Counted while something is different: what was quiet before says nothing of now.
-    const quiet = onDisk === 0 && slowReads === this.slowReads && !isCalm(seats);
-    this.calmLooks = quiet ? this.calmLooks + 1 : 0;
+    this.calmLooks = onDisk === 0 && fewSlow && !isCalm(seats) ? this.calmLooks + 1 : 0;
     this.slowReads = slowReads;
+    this.timedReads = timedReads;
     if (this.calmLooks === CALM_LOOKS) {
       seats.setDisk(DISK.NONE);
       seats.allow(CALM_SEATS);

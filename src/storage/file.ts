@@ -2,10 +2,10 @@
 import * as fs from 'node:fs';
 import { BlockError, errnoNameOf, hostError } from '../errors';
 import { blockDeviceSize, zeroRange } from '../system/block-device';
-import { willNeed } from '../system/fadvise';
 import { fallocate } from '../system/fallocate';
 import { longWait } from '../system/long-wait';
 import { seekData, seekHole } from '../system/lseek';
+import { startReading } from '../system/start-reading';
 import type { Storage, StorageDescriptor, StorageEvent } from './storage';
 
 /** Written where the host cannot punch holes. */
@@ -100,7 +100,7 @@ export class FileStorage implements Storage {
   }
 
   prefetch(offset: number, length: number): void {
-    willNeed(this.fd, offset, length);
+    startReading(this.fd, offset, length);
   }
 
   write(offset: number, source: Uint8Array, at: number, length: number, _event: StorageEvent): void {

@@ -5,7 +5,7 @@
  *   readonly       what the disk is at first, EROFS for writers
  *   events.json    what happened so far; st_size 0 like /proc
  *   growing.txt    longer than its st_size says
- *   held           a read waits until `release` has been opened, or the disk cut to nothing
+ *   held           a read waits until `release` has been opened
  *   slow           a read takes as long as one that waits for a disk
  *   overlong       a read claims one byte more than was asked for
  *   many/          5,000 names
@@ -269,7 +269,6 @@ export class MemoryFileSystem implements FileSystem {
   setSize(ino: number, size: number): void {
     this.throwFault(ino);
     this.count('setSizes');
-    if (ino === INO.DISK && size === 0) this.letGo();
     if (ino !== INO.DISK) throw new FileError('EROFS');
     if (size > DISK_BYTES) throw new FileError('EPERM');
   }

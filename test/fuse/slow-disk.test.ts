@@ -4,7 +4,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { openSecond } from '../../src/fuse/kernel/second-descriptor';
-import { eventsOf, skip, startServer, temporaryFolder, whyNot } from './harness';
+import { eventsOf, type Server, skip, startServer, temporaryFolder, whyNot } from './harness';
 import { DATA_BYTES, patternByte } from './memory-filesystem';
 
 /** Calls at a time: as many as libuv has threads. */
@@ -20,12 +20,25 @@ async function readAndCompare(file: fs.promises.FileHandle, offset: number): Pro
 
 /** Requests that the kernel has not got an answer for. Source: the kernel's Documentation/filesystems/fuse.rst, the control filesystem. */
 function waitingRequests(t: ExecutionContext, mountpoint: string): () => number {
+  const file = path.join(connectionOf(t, mountpoint), 'waiting');
+  return () => Number(fs.readFileSync(file, 'utf8'));
+}
+
+/** Stops the server until SIGCONT: none of its threads takes a request any more. */
+async function halt(server: Server): Promise<void> {
+  server.process.kill('SIGSTOP');
+  const tasks = `/proc/${server.process.pid}/task`;
+  const isHalted = (tid: string) => /\) T /.test(fs.readFileSync(path.join(tasks, tid, 'stat'), 'latin1'));
+  while (!fs.readdirSync(tasks).every(isHalted)) await new Promise(setImmediate);
+}
+
+/** The mount's folder in the control filesystem. */
+function connectionOf(t: ExecutionContext, mountpoint: string): string {
   const control = temporaryFolder(t);
   execFileSync('mount', ['-t', 'fusectl', 'none', control]);
   t.teardown(() => void execFileSync('umount', ['-l', control]));
   // Linux's st_dev of a file system without a device is its minor number.
-  const file = path.join(control, String(fs.statSync(mountpoint).dev), 'waiting');
-  return () => Number(fs.readFileSync(file, 'utf8'));
+  return path.join(control, String(fs.statSync(mountpoint).dev));
 }
 
 for (const threads of [1, 2]) {
@@ -66,28 +79,50 @@ for (const threads of [1, 2]) {
   );
 }
 
-test.serial('what comes along with reads is served before them: they may wait for it', async (t) => {
+test.serial('what comes along with reads is served whole, again and again', async (t) => {
   const why = await whyNot('kernel');
   if (why !== undefined) return skip(t, why);
   const server = await startServer(t, { session: 'kernel', threads: 1, onDisk: true });
-  const held = await fs.promises.open(path.join(server.mountpoint, 'held'));
+  const slow = await fs.promises.open(path.join(server.mountpoint, 'slow'));
   const disk = await fs.promises.open(path.join(server.mountpoint, 'disk'), 'r+');
-  // The first one makes the kernel ask for attributes that it learns are not there.
-  await disk.truncate(1);
   const waiting = waitingRequests(t, server.mountpoint);
-  // The only worker finds both requests at once: a read, and what lets it go.
-  server.process.kill('SIGSTOP');
-  const read = held.read(Buffer.alloc(BYTES), 0, BYTES, 0);
-  while (waiting() < 1) await new Promise(setImmediate);
-  const cut = disk.truncate(0);
-  while (waiting() < 2) await new Promise(setImmediate);
-  server.process.kill('SIGCONT');
-  await Promise.all([read, cut]);
-  const { held: waited, released } = await eventsOf(server);
-  t.deepEqual([waited, released], [1, 1]);
-  await held.close();
+  const length = 64 * 1024;
+  // More rounds than one worker can put aside.
+  for (let round = 1; round <= 20; round++) {
+    const bytes = Buffer.alloc(length, `${round}: what a write brings lies behind what is put aside`);
+    // The only worker finds all three requests at once.
+    await halt(server);
+    const reads = [readAndCompare(slow, 0), readAndCompare(slow, 3 * BYTES)];
+    while (waiting() < 2) await new Promise(setImmediate);
+    const write = disk.write(bytes, 0, length, DATA_BYTES);
+    while (waiting() < 3) await new Promise(setImmediate);
+    server.process.kill('SIGCONT');
+    t.deepEqual(await Promise.all(reads), [undefined, undefined]);
+    t.is((await write).bytesWritten, length);
+    const { buffer } = await disk.read(Buffer.alloc(length), 0, length, DATA_BYTES);
+    t.deepEqual(buffer, bytes);
+  }
+  t.is((await eventsOf(server)).readsAhead, 20);
+  await slow.close();
   await disk.close();
   await server.stop();
+});
+
+test.serial('a mount that goes while reads are in hand ends, and so do they', async (t) => {
+  const why = await whyNot('kernel');
+  if (why !== undefined) return skip(t, why);
+  const server = await startServer(t, { session: 'kernel', threads: 1, onDisk: true });
+  const slow = await fs.promises.open(path.join(server.mountpoint, 'slow'));
+  const control = connectionOf(t, server.mountpoint);
+  const reads = Array.from({ length: CALLERS }, (_, number) =>
+    readAndCompare(slow, number * BYTES).catch(() => 'failed'),
+  );
+  while (Number(fs.readFileSync(path.join(control, 'waiting'), 'utf8')) < CALLERS) await new Promise(setImmediate);
+  fs.writeFileSync(path.join(control, 'abort'), '1');
+  const results = await Promise.all(reads);
+  t.true(results.includes('failed'), String(results));
+  await slow.close().catch(() => {});
+  t.is(await server.ended, 0);
 });
 
 test('openSecond() answers undefined where there is no mount to join', (t) => {

@@ -1,6 +1,6 @@
 /**
  * One thread's end of /dev/fuse: a buffer for the request that is being served, a buffer for its reply, and the rule that a request
- * gets exactly one reply. Short requests can be put aside until others have been read. Nothing is allocated per request.
+ * gets exactly one reply. Requests can be put aside until others have been read. Nothing is allocated per request.
  */
 import * as fs from 'node:fs';
 import { constants } from 'node:os';
@@ -14,9 +14,9 @@ import {
   IO_IN,
   OUT,
   OUT_HEADER_BYTES,
+  READ_BYTES,
   REQUEST_BYTES,
   REQUEST_BYTES_MIN,
-  SHORT_REQUEST_BYTES,
 } from './protocol';
 import type { Seats } from './seats';
 import { openSecond } from './second-descriptor';
@@ -51,8 +51,9 @@ export class Channel {
   private source: number;
   /** Does not block. Undefined: not opened yet; -1: cannot be had. */
   private second: number | undefined;
-  /** The first bytes of the requests that were put aside, one behind the other, and where each was read. */
-  private readonly aside = Buffer.alloc(ASIDE_MAX * SHORT_REQUEST_BYTES);
+  /** The fixed parts of the requests that were put aside, one behind the other, their lengths, and where each was read. */
+  private readonly aside = Buffer.alloc(ASIDE_MAX * READ_BYTES);
+  private readonly asideLengths = new Int32Array(ASIDE_MAX);
   private readonly asideSources = new Int32Array(ASIDE_MAX);
   private asideCount = 0;
   private resumedCount = 0;
@@ -86,40 +87,45 @@ export class Channel {
     return this.received(this.fd, length);
   }
 
+  /** Whether `receiveMore` can ever answer more than NOTHING. */
+  get canReceiveMore(): boolean {
+    this.second ??= openSecond(this.fd) ?? -1;
+    return this.second >= 0;
+  }
+
   /** @returns as `receive`, but NOTHING also when there is no request right now */
   receiveMore(): number {
-    this.second ??= openSecond(this.fd) ?? -1;
-    if (this.second < 0) return NOTHING;
+    if (!this.canReceiveMore || this.second === undefined) return NOTHING;
     const length = readIfReady(this.second, this.request);
     return length < 0 ? NOTHING : this.received(this.second, length);
   }
 
   /**
-   * Puts the request aside, a READ or FSYNC, so that another can be received. There is room for `ASIDE_MAX`, again when all have been
-   * resumed.
+   * Puts the request aside so that another can be received. All but the last are READs: of others the next would overwrite what lies
+   * behind the fixed part. There is room for `ASIDE_MAX`, again when all have been resumed.
+   * @param length as `receive` answered it
    */
-  putAside(): void {
+  putAside(length: number): void {
     const place = this.asideCount++;
-    this.request.copy(this.aside, place * SHORT_REQUEST_BYTES, 0, SHORT_REQUEST_BYTES);
+    this.request.copy(this.aside, place * READ_BYTES, 0, READ_BYTES);
+    this.asideLengths[place] = length;
     this.asideSources[place] = this.source;
     this.answered = true;
   }
 
   /**
    * Goes on with the request that was put aside first.
-   * @returns false when there is none left
+   * @returns its length; NOTHING when there is none left
    */
-  resume(): boolean {
-    if (this.resumedCount === this.asideCount) {
-      this.resumedCount = 0;
-      this.asideCount = 0;
-      return false;
-    }
+  resume(): number {
+    if (this.resumedCount === this.asideCount) return NOTHING;
     const place = this.resumedCount++;
-    this.aside.copy(this.request, 0, place * SHORT_REQUEST_BYTES, (place + 1) * SHORT_REQUEST_BYTES);
+    // All places are free again.
+    if (this.resumedCount === this.asideCount) this.resumedCount = this.asideCount = 0;
+    this.aside.copy(this.request, 0, place * READ_BYTES, (place + 1) * READ_BYTES);
     this.source = this.asideSources[place];
     this.answered = false;
-    return true;
+    return this.asideLengths[place];
   }
 
   /** The shared descriptor stays open. */

@@ -194,8 +194,8 @@ export const O_ACCMODE = 3;
 /** Pages a request may carry: 1 MiB of 4 KiB pages. */
 export const MAX_PAGES = MAX_REQUEST / 4096;
 
-/** A READ or FSYNC is not longer: the header and the fields of fuse_read_in. */
-export const SHORT_REQUEST_BYTES = 80;
+/** A READ as a whole, and the fixed part of a WRITE. */
+export const READ_BYTES = IO_IN.DATA;
 
 /** Largest request: a WRITE. The kernel refuses a read(2) that offers less than header, fuse_write_in and `max_write`. */
 export const REQUEST_BYTES = IO_IN.DATA + MAX_REQUEST + 4096;
@@ -209,7 +209,7 @@ export const REQUEST_BYTES_MIN: Readonly<Uint16Array> = shortest([
   [OPCODE.RENAME, 52],
   [OPCODE.RENAME2, 60],
   [OPCODE.OPEN, 48],
-  [OPCODE.READ, 80],
+  [OPCODE.READ, READ_BYTES],
   [OPCODE.WRITE, 80],
   [OPCODE.RELEASE, 64],
   [OPCODE.FSYNC, 56],

@@ -6,7 +6,7 @@
  *
  *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
  *   - once reads wait for the disk, and until the daemon sees that they do not any more (`daemon/crew.ts`), each worker takes several
- *     at a time (`serve.ts`);
+ *     small ones at a time (`serve.ts`);
  *   - the daemon lets all sit when most are held up otherwise, or by a disk so slow that one read would keep others waiting for long.
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
@@ -17,7 +17,7 @@ const log = logOf('fuse:seats');
 
 /** Every so many small reads of a worker one is timed. */
 const TIMED_READ = 8;
-const SMALL_READ = 64 * 1024;
+export const SMALL_READ = 64 * 1024;
 /** Longer than the page cache ever takes for a small read, shorter than any disk, ms. */
 const DISK_MS = 0.1;
 /** Longer than an SSD takes as a rule, shorter than the seek of a hard disk, ms. */
@@ -36,7 +36,7 @@ const WAKEUPS = 3;
 const WAITING = 4;
 /** 1 while somebody polls. */
 const POLLING = 5;
-/** Workers that serve reads while these wait for the disk. */
+/** Workers that serve small reads while these wait for the disk. */
 const READING = 6;
 /** Counts requests. */
 const REQUESTS = 7;
@@ -44,7 +44,9 @@ const REQUESTS = 7;
 const WAITED_FOR = 8;
 /** Counts timed reads that took as long as a disk does. */
 const SLOW_READS = 9;
-const WORDS = 10;
+/** Counts timed reads. */
+const TIMED_READS = 10;
+const WORDS = 11;
 
 /** What reads wait for. NONE: the page cache answers. */
 export const DISK = { NONE: 0, FAST: 1, SLOW: 2 } as const;
@@ -94,7 +96,7 @@ export class Seats {
     return Atomics.load(this.words, REQUESTS);
   }
 
-  /** Workers that serve reads while these wait for the disk. */
+  /** Workers that serve small reads while these wait for the disk. */
   get reading(): number {
     return Atomics.load(this.words, READING);
   }
@@ -102,6 +104,11 @@ export class Seats {
   /** How many timed reads took as long as a disk does; wraps. */
   get slowReads(): number {
     return Atomics.load(this.words, SLOW_READS);
+  }
+
+  /** How many reads were timed; wraps. */
+  get timedReads(): number {
+    return Atomics.load(this.words, TIMED_READS);
   }
 
   setDisk(disk: number): void {
@@ -171,6 +178,7 @@ export class Seats {
   endRead(began: number): void {
     if (began === 0) return;
     const ms = performance.now() - began;
+    Atomics.add(this.words, TIMED_READS, 1);
     if (ms > DISK_MS) Atomics.add(this.words, SLOW_READS, 1);
     this.diskReads = ms > DISK_MS ? this.diskReads + 1 : 0;
     this.slowDiskReads = ms > SLOW_DISK_MS ? this.slowDiskReads + 1 : 0;

@@ -32,8 +32,8 @@ import {
   serveSetAttributes,
   serveStatistics,
 } from './operations';
-import { IN, IO_IN, O_DSYNC, OPCODE, OUT_HEADER_BYTES, RENAME_IN, SHORT_REQUEST_BYTES } from './protocol';
-import { createSeats, DISK, Seats } from './seats';
+import { IN, IO_IN, O_DSYNC, OPCODE, OUT_HEADER_BYTES, RENAME_IN } from './protocol';
+import { createSeats, DISK, Seats, SMALL_READ } from './seats';
 
 const log = logOf('fuse:kernel');
 
@@ -72,7 +72,7 @@ class KernelServer {
         const length = channel.receive();
         if (length === ENDED) return;
         if (length !== NOTHING) {
-          if (seats.disk !== DISK.NONE && channel.u32(IN.OPCODE) === OPCODE.READ) this.serveFromDisk(length);
+          if (seats.disk !== DISK.NONE && this.isSmallRead() && channel.canReceiveMore) this.serveReads(length);
           else this.serve(length);
         }
         seats.yield();
@@ -85,48 +85,41 @@ class KernelServer {
     }
   }
 
-  /** A READ while reads wait for the disk. */
-  private serveFromDisk(length: number): void {
-    const { seats } = this;
+  /**
+   * A small READ, while reads wait for the disk. If all workers are busy, this one also takes those that are there, has the host fetch
+   * what they need all at once, and then serves one after the other: a disk has as many reads at a time as programs make, not as there
+   * are workers. The first request that is something else ends that, and is served last, in its turn.
+   *
+   * The requests in its hands have begun nothing and hold nothing, so nobody waits for them but their callers.
+   */
+  private serveReads(first: number): void {
+    const { channel, seats } = this;
     seats.startReading();
-    if (seats.nobodyWaits) this.serveReads();
-    else this.serve(length);
+    let length = first;
+    for (let taken = 1; length > 0; taken++) {
+      const isRead = this.isSmallRead();
+      const more = isRead && taken < ASIDE_MAX && seats.nobodyWaits;
+      if (isRead && (more || taken > 1)) this.prefetch();
+      channel.putAside(length);
+      length = more ? channel.receiveMore() : NOTHING;
+    }
+    for (length = channel.resume(); length > 0 && this.isSmallRead(); length = channel.resume()) this.serve(length);
     seats.endReading();
+    if (length > 0) this.serve(length);
   }
 
-  /**
-   * All workers are busy: takes this READ and what else is there, has the host fetch what all READs need at once, and then serves one
-   * after the other. So a disk has as many reads at a time as programs make, not as there are workers.
-   *
-   * Whatever is no READ is served first: what the reads need is on its way, and somebody may depend on it, as a revert, which stops all
-   * reads, waits for files to be closed. Only a flush takes so long that it is better served last.
-   */
-  private serveReads(): void {
+  private isSmallRead(): boolean {
     const { channel } = this;
-    this.prefetch();
-    channel.putAside();
-    for (let taken = 1; taken < ASIDE_MAX; taken++) {
-      const length = channel.receiveMore();
-      if (length <= 0) break;
-      const opcode = channel.u32(IN.OPCODE);
-      if (opcode === OPCODE.READ) {
-        this.prefetch();
-        channel.putAside();
-      } else if (opcode === OPCODE.FSYNC) {
-        channel.putAside();
-        break;
-      } else this.serve(length);
-    }
-    while (channel.resume()) this.serve(SHORT_REQUEST_BYTES);
+    return channel.u32(IN.OPCODE) === OPCODE.READ && channel.u32(IO_IN.SIZE) <= SMALL_READ;
   }
 
   /** The host may fetch what the READ in the channel needs. */
   private prefetch(): void {
     const { channel } = this;
+    const offset = channel.u64(IO_IN.OFFSET);
     try {
-      const offset = channel.u64(IO_IN.OFFSET);
-      const size = Math.min(channel.u32(IO_IN.SIZE), MAX_REQUEST);
-      if (offset <= Number.MAX_SAFE_INTEGER - MAX_REQUEST) this.fileSystem.prefetch(channel.u64(IN.NODE), offset, size);
+      if (offset > Number.MAX_SAFE_INTEGER - MAX_REQUEST) return;
+      this.fileSystem.prefetch(channel.u64(IN.NODE), offset, channel.u32(IO_IN.SIZE));
     } catch (error) {
       // The READ itself will meet the same and tell it.
       log('prefetch: %s', error);
@@ -266,7 +259,7 @@ class KernelServer {
     const { channel } = this;
     switch (opcode) {
       // No reply. Node ids are inode numbers and stay valid without being counted. An interrupted request is served to its end, which
-      // is near; its reply is then refused with ENOENT.
+      // is near as a rule; its reply is then refused with ENOENT.
       case OPCODE.FORGET:
       case OPCODE.BATCH_FORGET:
       case OPCODE.INTERRUPT:
