@@ -28,6 +28,8 @@ const LOOK_IDLE_MS = 200;
  * processor, and whoever has just mounted is about to come with work.
  */
 const IDLE_PAUSES = 5;
+/** Reads at a time, on the average, with which a few workers have enough to do: with fewer, others would wait for them in vain. */
+const TOGETHER_READS = 4;
 /** One slow read of so many may only have been interrupted. */
 const FEW_SLOW_READS = 16;
 /** Looks in a row that find nobody waiting for the disk until all is as at first: one second. */
@@ -43,8 +45,8 @@ const YOUNG_GENERATION_MB = 1;
 export const CALM_SEATS = Math.max(2, Math.floor(os.availableParallelism() / 2));
 
 /**
- * How many take requests while reads wait for the disk, or take as long because they are unpacked: as there are processors. Each
- * takes several at a time, so more would only be for the time that they wait. Measured on two cores, 4 KiB random reads of a cold
+ * How many take requests while each takes many small reads at a time, which wait for the disk or take as long because they are
+ * unpacked: as there are processors. Measured on two cores, 4 KiB random reads of a cold
  * image with 16 jobs in the first four seconds: 24,000 a second with two, 21,500 with four, 19,500 with four to eight.
  */
 const DISK_SEATS = Math.max(CALM_SEATS, os.availableParallelism());
@@ -84,6 +86,7 @@ export class Crew {
   private calmLooks = 0;
   private slowReads = 0;
   private timedReads = 0;
+  private turns = { count: 0, reads: 0 };
   private readonly flusher: Worker;
   private readonly flusherEnded: Promise<void>;
   private readonly bell = new FlusherBell();
@@ -146,7 +149,8 @@ export class Crew {
    * Requests that the page cache answers keep a few workers busy, and more of them would only take turns on the same processors. Requests
    * that wait for the disk keep as many workers waiting as there are, and the disk could do more at once: then all take their seats, and
    * while more than half of all still sleep in the kernel, one after the other is added. Half is not enough: of two one may flush, and the
-   * other be about to wait for the next request. Small reads do not count unless the disk is slow: a worker takes many of them at a time.
+   * other be about to wait for the next request. Only small reads, of which workers take many at a time, need few workers all the same,
+   * unless the disk is slow: then others would wait for too long.
    * @returns whether more workers would do more
    */
   private heldUp(seats: Seats): boolean {
@@ -161,17 +165,26 @@ export class Crew {
       seats.setDisk(DISK.NONE);
       seats.allow(CALM_SEATS);
     }
-    const wanted = [CALM_SEATS, DISK_SEATS, this.workersMax][seats.disk];
-    if (seats.limit < wanted) seats.allow(wanted);
-    const held = seats.disk === DISK.SLOW ? onDisk : onDisk - seats.reading;
-    if (held <= Math.min(seats.limit, this.workers.length) / 2) return false;
+    const together = this.takeTogether(seats);
+    const held = together ? onDisk - seats.reading : onDisk;
+    const isHeld = held > Math.min(seats.limit, this.workers.length) / 2;
     if (seats.disk === DISK.NONE) {
       // Perhaps by reads: from the next look on they are counted.
-      seats.setDisk(DISK.FAST);
+      if (isHeld) seats.setDisk(DISK.FAST);
       return false;
     }
-    if (seats.limit < this.workersMax) seats.allow(this.workersMax);
-    return true;
+    const limit = together && !isHeld ? DISK_SEATS : Math.max(CALM_SEATS, this.workersMax);
+    if (limit !== seats.limit) seats.allow(limit);
+    return isHeld;
+  }
+
+  /** Since the last look workers have taken many small reads at a time. */
+  private takeTogether(seats: Seats): boolean {
+    const { count, reads } = seats.turns;
+    const turns = count - this.turns.count;
+    const together = turns > 0 && reads - this.turns.reads >= TOGETHER_READS * turns;
+    this.turns = { count, reads };
+    return together && seats.disk === DISK.FAST;
   }
 
   /** Resolves when all workers have ended, those that were added meanwhile, too. */

@@ -46,7 +46,10 @@ const WAITED_FOR = 8;
 const SLOW_READS = 9;
 /** Counts timed reads. */
 const TIMED_READS = 10;
-const WORDS = 11;
+/** Counts the times that a worker took small reads while these wait for the disk, and those reads. */
+const TURNS = 11;
+const TURN_READS = 12;
+const WORDS = 13;
 
 /** What reads wait for. NONE: the page cache answers. */
 export const DISK = { NONE: 0, FAST: 1, SLOW: 2 } as const;
@@ -109,6 +112,11 @@ export class Seats {
   /** How many reads were timed; wraps. */
   get timedReads(): number {
     return Atomics.load(this.words, TIMED_READS);
+  }
+
+  /** How often a worker took small reads while these wait for the disk, and how many reads that were; both wrap. */
+  get turns(): { count: number; reads: number } {
+    return { count: Atomics.load(this.words, TURNS), reads: Atomics.load(this.words, TURN_READS) };
   }
 
   setDisk(disk: number): void {
@@ -190,8 +198,11 @@ export class Seats {
     Atomics.add(this.words, READING, 1);
   }
 
-  endReading(): void {
+  /** @param reads how many it took */
+  endReading(reads: number): void {
     Atomics.sub(this.words, READING, 1);
+    Atomics.add(this.words, TURNS, 1);
+    Atomics.add(this.words, TURN_READS, reads);
   }
 
   private wake(): void {

@@ -103,8 +103,12 @@ class KernelServer {
       channel.putAside(length);
       length = more ? channel.receiveMore() : NOTHING;
     }
-    for (length = channel.resume(); length > 0 && this.isSmallRead(); length = channel.resume()) this.serve(length);
-    seats.endReading();
+    let reads = 0;
+    for (length = channel.resume(); length > 0 && this.isSmallRead(); length = channel.resume()) {
+      this.serve(length);
+      reads++;
+    }
+    seats.endReading(reads);
     if (length > 0) this.serve(length);
   }
 

@@ -137,8 +137,10 @@ test('Seats: whoever reads from the disk is counted', (t) => {
   one.startReading();
   other.startReading();
   t.is(one.reading, 2);
-  other.endReading();
+  other.endReading(5);
   t.is(one.reading, 1);
+  one.endReading(2);
+  t.deepEqual(one.turns, { count: 2, reads: 7 });
 });
 
 test('Seats: a large read is no sign of a slow disk', (t) => {
