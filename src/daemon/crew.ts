@@ -30,8 +30,6 @@ const LOOK_IDLE_MS = 200;
 const IDLE_PAUSES = 5;
 /** Reads at a time, on the average, with which a few workers have enough to do: with fewer, others would wait for them in vain. */
 const TOGETHER_READS = 4;
-/** One slow read of so many may only have been interrupted. */
-const FEW_SLOW_READS = 16;
 /** Looks in a row that find nobody waiting for the disk until all is as at first: one second. */
 const CALM_LOOKS = 20;
 /** Serving leaves hardly any garbage, and this is memory that each worker has for itself: 13 MiB a worker instead of 17. */
@@ -84,8 +82,6 @@ export class Crew {
   private readonly ends: Promise<void>[];
   private looking: NodeJS.Timeout | undefined;
   private calmLooks = 0;
-  private slowReads = 0;
-  private timedReads = 0;
   private turns = { count: 0, reads: 0 };
   private readonly flusher: Worker;
   private readonly flusherEnded: Promise<void>;
@@ -155,12 +151,9 @@ export class Crew {
    */
   private heldUp(seats: Seats): boolean {
     const onDisk = seats.allBusy ? threadsOnDisk() : 0;
-    const { slowReads, timedReads } = seats;
-    const fewSlow = (slowReads - this.slowReads) * FEW_SLOW_READS <= timedReads - this.timedReads;
-    // Counted while something is different: what was quiet before says nothing of now.
-    this.calmLooks = onDisk === 0 && fewSlow && !isCalm(seats) ? this.calmLooks + 1 : 0;
-    this.slowReads = slowReads;
-    this.timedReads = timedReads;
+    // Counted while something is different: what was quiet before says nothing of now. That reads are slow says nothing either: on busy
+    // processors they are, and the more workers sit, the more so.
+    this.calmLooks = onDisk === 0 && !isCalm(seats) ? this.calmLooks + 1 : 0;
     if (this.calmLooks === CALM_LOOKS) {
       seats.setDisk(DISK.NONE);
       seats.allow(CALM_SEATS);

@@ -42,14 +42,10 @@ const READING = 6;
 const REQUESTS = 7;
 /** One of `DISK`. */
 const WAITED_FOR = 8;
-/** Counts timed reads that took as long as a disk does. */
-const SLOW_READS = 9;
-/** Counts timed reads. */
-const TIMED_READS = 10;
 /** Counts the times that a worker took small reads while these wait for the disk, and those reads. */
-const TURNS = 11;
-const TURN_READS = 12;
-const WORDS = 13;
+const TURNS = 9;
+const TURN_READS = 10;
+const WORDS = 11;
 
 /** What reads wait for. NONE: the page cache answers. */
 export const DISK = { NONE: 0, FAST: 1, SLOW: 2 } as const;
@@ -102,16 +98,6 @@ export class Seats {
   /** Workers that serve small reads while these wait for the disk. */
   get reading(): number {
     return Atomics.load(this.words, READING);
-  }
-
-  /** How many timed reads took as long as a disk does; wraps. */
-  get slowReads(): number {
-    return Atomics.load(this.words, SLOW_READS);
-  }
-
-  /** How many reads were timed; wraps. */
-  get timedReads(): number {
-    return Atomics.load(this.words, TIMED_READS);
   }
 
   /** How often a worker took small reads while these wait for the disk, and how many reads that were; both wrap. */
@@ -186,8 +172,6 @@ export class Seats {
   endRead(began: number): void {
     if (began === 0) return;
     const ms = performance.now() - began;
-    Atomics.add(this.words, TIMED_READS, 1);
-    if (ms > DISK_MS) Atomics.add(this.words, SLOW_READS, 1);
     this.diskReads = ms > DISK_MS ? this.diskReads + 1 : 0;
     this.slowDiskReads = ms > SLOW_DISK_MS ? this.slowDiskReads + 1 : 0;
     const found = this.slowDiskReads >= IN_A_ROW ? DISK.SLOW : this.diskReads >= IN_A_ROW ? DISK.FAST : DISK.NONE;

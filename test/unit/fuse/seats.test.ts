@@ -111,7 +111,6 @@ for (const { words, ms, disk } of [
     };
     readSlowly();
     t.is(others.disk, DISK.NONE);
-    t.deepEqual([others.slowReads, others.timedReads], [1, 1]);
     readSlowly();
     // On a busy machine one millisecond may become five.
     t.true(others.disk >= disk);
