@@ -151,8 +151,7 @@ export class Crew {
    */
   private heldUp(seats: Seats): boolean {
     const onDisk = seats.allBusy ? threadsOnDisk() : 0;
-    // Counted while something is different: what was quiet before says nothing of now. That reads are slow says nothing either: on busy
-    // processors they are, and the more workers sit, the more so.
+    // Counted while something is different: what was quiet before says nothing of now.
     this.calmLooks = onDisk === 0 && !isCalm(seats) ? this.calmLooks + 1 : 0;
     if (this.calmLooks === CALM_LOOKS) {
       seats.setDisk(DISK.NONE);
@@ -162,8 +161,10 @@ export class Crew {
     const held = together ? onDisk - seats.reading : onDisk;
     const isHeld = held > Math.min(seats.limit, this.workers.length) / 2;
     if (seats.disk === DISK.NONE) {
-      // Perhaps by reads: from the next look on they are counted.
-      if (isHeld) seats.setDisk(DISK.FAST);
+      if (!isHeld) return false;
+      // Perhaps by reads: from the next look on they are counted, and few workers show whether they can take many at a time.
+      seats.setDisk(DISK.FAST);
+      seats.allow(DISK_SEATS);
       return false;
     }
     const limit = together && !isHeld ? DISK_SEATS : Math.max(CALM_SEATS, this.workersMax);

@@ -198,7 +198,7 @@ async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): P
   const { createSeats } = await import('../fuse/kernel/seats');
   const deviceFd = mountKernel(options);
   crew.flushRegularly({ images: flushed, deviceFd, testing });
-  const serve = { kernelCache, readOnly, seats: createSeats(CALM_SEATS) };
+  const serve = { kernelCache, readOnly, seats: createSeats(CALM_SEATS, config.threadsMax) };
   crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve, testing });
   return { plan, letGo: crew.workersEnded };
 }

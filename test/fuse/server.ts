@@ -43,7 +43,7 @@ function become(uid: number | undefined): void {
 }
 
 function seatsOnDisk(threads: number): SharedArrayBuffer {
-  const memory = createSeats(threads);
+  const memory = createSeats(threads, threads);
   new Seats(memory).setDisk(DISK.FAST);
   return memory;
 }

@@ -5,9 +5,9 @@
  * not keep the others from working, so
  *
  *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
- *   - once reads wait for the disk, and until the daemon sees that they do not any more (`daemon/crew.ts`), each worker takes several
- *     small ones at a time (`serve.ts`);
- *   - the daemon lets all sit when most are held up otherwise, or by a disk so slow that one read would keep others waiting for long.
+ *   - all may sit once reads take long, and until the daemon sees that nobody waits for the disk (`daemon/crew.ts`);
+ *   - once the daemon sees that they wait for the disk, each worker takes several small ones at a time (`serve.ts`), and few may sit while
+ *     those are many.
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
  */
@@ -45,23 +45,29 @@ const WAITED_FOR = 8;
 /** Counts the times that a worker took small reads while these wait for the disk, and those reads. */
 const TURNS = 9;
 const TURN_READS = 10;
-const WORDS = 11;
+/** How many may sit while reads take long. */
+const MOST = 11;
+const WORDS = 12;
 
 /** What reads wait for. NONE: the page cache answers. */
 export const DISK = { NONE: 0, FAST: 1, SLOW: 2 } as const;
 
-/** @param limit how many may sit at first */
-export function createSeats(limit: number): SharedArrayBuffer {
+/**
+ * @param limit how many may sit at first
+ * @param most how many may sit while reads take long
+ */
+export function createSeats(limit: number, most: number): SharedArrayBuffer {
   const memory = new SharedArrayBuffer(WORDS * Int32Array.BYTES_PER_ELEMENT);
   const words = new Int32Array(memory);
   words[LIMIT] = limit;
+  words[MOST] = most;
   return memory;
 }
 
 export class Seats {
   private readonly words: Int32Array;
   private reads = 0;
-  /** Timed reads in a row that waited for the disk, and for a slow one. */
+  /** Timed reads in a row that took as long as one that waits for a disk, and for a slow one. */
   private diskReads = 0;
   private slowDiskReads = 0;
 
@@ -168,14 +174,18 @@ export class Seats {
     return size <= SMALL_READ && ++this.reads % TIMED_READ === 0 ? performance.now() : 0;
   }
 
-  /** Notes what reads wait for, until the daemon sees that they do not any more. */
+  /**
+   * When reads take long, all may sit. That they wait for the disk is for the daemon to find out: on busy processors reads of the page cache
+   * take as long at times, and with all seats taken even more of them.
+   */
   endRead(began: number): void {
     if (began === 0) return;
     const ms = performance.now() - began;
     this.diskReads = ms > DISK_MS ? this.diskReads + 1 : 0;
     this.slowDiskReads = ms > SLOW_DISK_MS ? this.slowDiskReads + 1 : 0;
-    const found = this.slowDiskReads >= IN_A_ROW ? DISK.SLOW : this.diskReads >= IN_A_ROW ? DISK.FAST : DISK.NONE;
-    if (found > this.disk) this.setDisk(found);
+    if (this.disk === DISK.NONE) {
+      if (this.diskReads >= IN_A_ROW && this.limit < this.words[MOST]) this.allow(this.words[MOST]);
+    } else if (this.disk === DISK.FAST && this.slowDiskReads >= IN_A_ROW) this.setDisk(DISK.SLOW);
   }
 
   startReading(): void {

@@ -57,7 +57,7 @@ class KernelServer {
   private readonly trace = log.enabled;
 
   constructor(fd: number, fileSystem: FileSystem, options: KernelServeOptions) {
-    this.seats = new Seats(options.seats ?? createSeats(1));
+    this.seats = new Seats(options.seats ?? createSeats(1, 1));
     this.channel = new Channel(fd, this.seats);
     this.fileSystem = fileSystem;
     this.options = options;

@@ -27,7 +27,7 @@ function look(memory: SharedArrayBuffer): { parked(): number; wakeups(): number 
 }
 
 test('Seats: who stands up lets a parked worker work', async (t) => {
-  const memory = createSeats(1);
+  const memory = createSeats(1, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
@@ -39,7 +39,7 @@ test('Seats: who stands up lets a parked worker work', async (t) => {
 });
 
 test('Seats: a flush does not keep the other workers from serving', async (t) => {
-  const memory = createSeats(1);
+  const memory = createSeats(1, 4);
   const seats = new Seats(memory);
   seats.sit();
   onLongWait({ begins: (forOthers) => seats.stepAside(forOthers), ends: () => seats.stepBack() });
@@ -54,7 +54,7 @@ test('Seats: a flush does not keep the other workers from serving', async (t) =>
 });
 
 test('Seats: a flush wakes nobody while another worker serves a request, a wait for others does', async (t) => {
-  const memory = createSeats(2);
+  const memory = createSeats(2, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
@@ -74,7 +74,7 @@ test('Seats: a flush wakes nobody while another worker serves a request, a wait 
 });
 
 test('Seats: who stands up because of one too many wakes nobody', async (t) => {
-  const memory = createSeats(2);
+  const memory = createSeats(2, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
@@ -94,33 +94,38 @@ test('Seats: who stands up because of one too many wakes nobody', async (t) => {
   await Promise.all([third.leave(), fourth.leave()]);
 });
 
-for (const { words, ms, disk } of [
-  { words: 'the disk', ms: 1, disk: DISK.FAST },
-  { words: 'a slow disk', ms: 5, disk: DISK.SLOW },
-]) {
-  test(`Seats: reads that wait for ${words} are noticed by all, two in a row`, (t) => {
-    const memory = createSeats(1);
-    const [seats, others] = [new Seats(memory), new Seats(memory)];
-    // Every eighth read is timed.
-    const readSlowly = (): void => {
-      for (let read = 0; read < 8; read++) {
-        const began = seats.startRead(4096);
-        if (began !== 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
-        seats.endRead(began);
-      }
-    };
-    readSlowly();
-    t.is(others.disk, DISK.NONE);
-    readSlowly();
-    // On a busy machine one millisecond may become five.
-    t.true(others.disk >= disk);
-    seats.setDisk(DISK.NONE);
-    t.is(others.disk, DISK.NONE);
-  });
+/** Eight reads, one of which is timed. */
+function readSlowly(seats: Seats, ms: number): void {
+  for (let read = 0; read < 8; read++) {
+    const began = seats.startRead(4096);
+    if (began !== 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+    seats.endRead(began);
+  }
 }
 
+test('Seats: reads that take long let all workers sit, two in a row', (t) => {
+  const memory = createSeats(1, 4);
+  const [seats, others] = [new Seats(memory), new Seats(memory)];
+  readSlowly(seats, 1);
+  t.is(others.limit, 1);
+  readSlowly(seats, 1);
+  t.is(others.limit, 4);
+  t.is(others.disk, DISK.NONE);
+});
+
+test('Seats: reads that wait for a slow disk are noticed by all, two in a row', (t) => {
+  const memory = createSeats(1, 4);
+  const [seats, others] = [new Seats(memory), new Seats(memory)];
+  others.setDisk(DISK.FAST);
+  readSlowly(seats, 5);
+  t.is(others.disk, DISK.FAST);
+  readSlowly(seats, 5);
+  t.is(others.disk, DISK.SLOW);
+  t.is(others.limit, 1);
+});
+
 test('Seats: all may be let in', async (t) => {
-  const memory = createSeats(1);
+  const memory = createSeats(1, 4);
   const seats = new Seats(memory);
   seats.sit();
   const others = [rival(t, memory), rival(t, memory)];
@@ -131,7 +136,7 @@ test('Seats: all may be let in', async (t) => {
 });
 
 test('Seats: whoever reads from the disk is counted', (t) => {
-  const memory = createSeats(2);
+  const memory = createSeats(2, 4);
   const [one, other] = [new Seats(memory), new Seats(memory)];
   one.startReading();
   other.startReading();
@@ -143,12 +148,12 @@ test('Seats: whoever reads from the disk is counted', (t) => {
 });
 
 test('Seats: a large read is no sign of a slow disk', (t) => {
-  const seats = new Seats(createSeats(1));
+  const seats = new Seats(createSeats(1, 4));
   for (let read = 0; read < 64; read++) t.is(seats.startRead(1024 * 1024), 0);
 });
 
 test('Seats: the one too many gives its seat away between two requests', async (t) => {
-  const memory = createSeats(2);
+  const memory = createSeats(2, 4);
   const seats = new Seats(memory);
   seats.sit();
   const other = rival(t, memory);
