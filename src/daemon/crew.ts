@@ -43,9 +43,9 @@ const YOUNG_GENERATION_MB = 1;
 export const CALM_SEATS = Math.max(2, Math.floor(os.availableParallelism() / 2));
 
 /**
- * How many take requests while each takes many small reads at a time, which wait for the disk or take as long because they are
- * unpacked: as there are processors. Measured on two cores, 4 KiB random reads of a cold
- * image with 16 jobs in the first four seconds: 24,000 a second with two, 21,500 with four, 19,500 with four to eight.
+ * How many take requests while each takes many small reads at a time, which wait for the disk: as there are processors. Measured on two
+ * cores, 4 KiB random reads of a cold image with 16 jobs in the first four seconds: 24,000 a second with two, 21,500 with four, 19,500 with
+ * four to eight.
  */
 const DISK_SEATS = Math.max(CALM_SEATS, os.availableParallelism());
 
@@ -231,7 +231,8 @@ const ON_DISK = /folio_wait|page_bit|lock_page|wait_on_buffer|^blk_/;
 
 /**
  * Threads of this process that wait for the disk. Source: proc(5), /proc/PID/wchan. A kernel that does not name the place (without
- * CONFIG_KALLSYMS) has none: workers are then only added while nobody asks.
+ * CONFIG_KALLSYMS) has none: nothing is then taken together, workers are only added while nobody asks, and all sit for a
+ * second after slow reads.
  */
 function threadsOnDisk(): number {
   let count = 0;

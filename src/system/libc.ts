@@ -23,6 +23,15 @@ export function declare<Arguments extends unknown[]>(prototype: string): LibcFun
   return libc.func(prototype) as LibcFunction<Arguments>;
 }
 
+/** As `declare`; undefined when this C library does not have it. */
+export function declareOptional<Arguments extends unknown[]>(prototype: string): LibcFunction<Arguments> | undefined {
+  try {
+    return declare<Arguments>(prototype);
+  } catch {
+    return undefined;
+  }
+}
+
 /** errno of this thread's last failed call. */
 export function lastErrno(): number {
   return koffi.errno();

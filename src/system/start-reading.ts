@@ -1,9 +1,13 @@
 /** Reading ahead of a read: preadv2(2) that does not wait. */
+import { constants } from 'node:os';
 import * as koffi from 'koffi';
 import { alignedBuffer } from './aligned-buffer';
-import { declare } from './libc';
+import { declare, declareOptional, lastErrno } from './libc';
+
+const { EAGAIN } = constants.errno;
 
 const RWF_NOWAIT = 0x8;
+const POSIX_FADV_WILLNEED = 3;
 
 /** Nobody looks at what lands here. Each thread has its own: modules are loaded once a thread. */
 const unread = alignedBuffer(64 * 1024, 0);
@@ -11,17 +15,22 @@ const unread = alignedBuffer(64 * 1024, 0);
 const vector = Buffer.alloc(16);
 vector.writeBigUInt64LE(koffi.address(unread), 0);
 
-/** On 64-bit Linux the C library's offset is one register, as in the prototype. */
-const preadv2 = declare<[number, Buffer, number, number, number]>(
+/** On 64-bit Linux the C library's offset is one register, as in the prototype. Undefined: it is too old (musl before 1.2.5). */
+const preadv2 = declareOptional<[number, Buffer, number, number, number]>(
   'int64_t preadv2(int fd, void *vector, int count, int64_t offset, int flags)',
+);
+const posixFadvise = declare<[number, number, number, number]>(
+  'int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)',
 );
 
 /**
  * The kernel starts to read the range into its page cache, as it would for a read, and does not wait. Unlike posix_fadvise(2) with WILLNEED this
  * counts as a read for the kernel's readahead, which goes on recognising who reads one block after the other. What is too much for one
- * call is left to the read itself. A hint: that a file system cannot do it is no failure, and nothing happens then.
+ * call is left to the read itself. File systems that cannot do it (NFS, FUSE, vfat) are advised instead. A hint: nobody learns of a failure.
  */
 export function startReading(fd: number, offset: number, length: number): void {
-  vector.writeUInt32LE(Math.min(length, unread.length), 8);
-  preadv2(fd, vector, 1, offset, RWF_NOWAIT);
+  const count = Math.min(length, unread.length);
+  vector.writeUInt32LE(count, 8);
+  if (preadv2 !== undefined && (preadv2(fd, vector, 1, offset, RWF_NOWAIT) >= 0 || lastErrno() === EAGAIN)) return;
+  posixFadvise(fd, offset, count, POSIX_FADV_WILLNEED);
 }

@@ -4,6 +4,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { openSecond } from '../../src/fuse/kernel/second-descriptor';
+import { startReading } from '../../src/system/start-reading';
 import { eventsOf, type Server, skip, startServer, temporaryFolder, whyNot } from './harness';
 import { DATA_BYTES, patternByte } from './memory-filesystem';
 
@@ -48,7 +49,7 @@ for (const threads of [1, 2]) {
       const why = await whyNot('kernel');
       if (why !== undefined) return skip(t, why);
       const server = await startServer(t, { session: 'kernel', threads, onDisk: true });
-      // What the disk is at first; as a file whose reads take long.
+      // The same bytes as `disk`, but reads take long.
       const slow = await fs.promises.open(path.join(server.mountpoint, 'slow'));
       const disk = await fs.promises.open(path.join(server.mountpoint, 'disk'), 'r+');
       let done = 0;
@@ -124,6 +125,22 @@ test.serial('a mount that goes while reads are in hand ends, and so do they', as
   await slow.close().catch(() => {});
   t.is(await server.ended, 0);
 });
+
+test.serial(
+  'startReading() has a file read that nobody has read yet, also where RWF_NOWAIT is not known',
+  async (t) => {
+    const why = await whyNot('kernel');
+    if (why !== undefined) return skip(t, why);
+    const server = await startServer(t, { session: 'kernel', kernelCache: true });
+    const disk = await fs.promises.open(path.join(server.mountpoint, 'disk'));
+    // A file system of FUSE does not know it.
+    startReading(disk.fd, 64 * 1024, BYTES);
+    while ((await eventsOf(server)).reads === 0);
+    await disk.close();
+    await server.stop();
+    t.pass();
+  },
+);
 
 test('openSecond() answers undefined where there is no mount to join', (t) => {
   const fd = fs.openSync('/dev/null', 'r');

@@ -49,7 +49,7 @@ export class Channel {
   private answered = true;
   /** Where the request that is being served was read; its reply goes there. */
   private source: number;
-  /** Does not block. Undefined: not opened yet; -1: cannot be had. */
+  /** Does not block. Undefined: not opened yet; -1: cannot be had, or closed. */
   private second: number | undefined;
   /** The fixed parts of the requests that were put aside, one behind the other, their lengths, and where each was read. */
   private readonly aside = Buffer.alloc(ASIDE_MAX * READ_BYTES);
@@ -87,17 +87,21 @@ export class Channel {
     return this.received(this.fd, length);
   }
 
-  /** Whether `receiveMore` can ever answer more than NOTHING. */
+  /** Whether `receiveMore` may be called: there is a descriptor that does not block. */
   get canReceiveMore(): boolean {
-    this.second ??= openSecond(this.fd) ?? -1;
-    return this.second >= 0;
+    return this.openedSecond >= 0;
   }
 
   /** @returns as `receive`, but NOTHING also when there is no request right now */
   receiveMore(): number {
-    if (!this.canReceiveMore || this.second === undefined) return NOTHING;
-    const length = readIfReady(this.second, this.request);
-    return length < 0 ? NOTHING : this.received(this.second, length);
+    const source = this.openedSecond;
+    const length = readIfReady(source, this.request);
+    return length < 0 ? NOTHING : this.received(source, length);
+  }
+
+  private get openedSecond(): number {
+    this.second ??= openSecond(this.fd) ?? -1;
+    return this.second;
   }
 
   /**

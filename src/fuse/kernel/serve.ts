@@ -90,7 +90,8 @@ class KernelServer {
    * what they need all at once, and then serves one after the other: a disk has as many reads at a time as programs make, not as there
    * are workers. The first request that is something else ends that, and is served last, in its turn.
    *
-   * The requests in its hands have begun nothing and hold nothing, so nobody waits for them but their callers.
+   * The requests in its hands have begun nothing and hold no lock of ours, so only their callers wait for them, and the kernel where it is to
+   * forget a page that one of them reads, which gives up after a while (`daemon/bell.ts`).
    */
   private serveReads(first: number): void {
     const { channel, seats } = this;

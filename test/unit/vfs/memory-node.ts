@@ -54,9 +54,7 @@ export class MemoryNode implements BlockNode {
     });
   }
 
-  prefetch(offset: number, length: number): void {
-    this.calls.push(`prefetch ${offset} ${length}`);
-  }
+  prefetch(): void {}
 
   write(offset: number, source: Uint8Array, at: number, length: number): void {
     this.begin('write', offset, length);
