@@ -162,7 +162,7 @@ export class Crew {
     const isHeld = held > Math.min(seats.limit, this.workers.length) / 2;
     if (seats.disk === DISK.NONE) {
       if (!isHeld) return false;
-      // Perhaps by reads: from the next look on they are counted, and few workers show whether they can take many at a time.
+      // Perhaps by small reads whose blocks the kernel does not count, as those of NFS: few workers show whether each can take many.
       seats.setDisk(DISK.FAST);
       seats.allow(DISK_SEATS);
       return false;
@@ -231,8 +231,7 @@ const ON_DISK = /folio_wait|page_bit|lock_page|wait_on_buffer|^blk_/;
 
 /**
  * Threads of this process that wait for the disk. Source: proc(5), /proc/PID/wchan. A kernel that does not name the place (without
- * CONFIG_KALLSYMS) has none: nothing is then taken together, workers are only added while nobody asks, and all sit for a
- * second after slow reads.
+ * CONFIG_KALLSYMS) has none: workers are then only added while nobody asks, and what slow reads change ends after a second, until the next.
  */
 function threadsOnDisk(): number {
   let count = 0;

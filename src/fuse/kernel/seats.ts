@@ -5,9 +5,9 @@
  * not keep the others from working, so
  *
  *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
- *   - all may sit once reads take long, and until the daemon sees that nobody waits for the disk (`daemon/crew.ts`);
- *   - once the daemon sees that they wait for the disk, each worker takes several small ones at a time (`serve.ts`), and few may sit while
- *     those are many.
+ *   - once reads take long and blocks are read, each worker takes several small reads at a time (`serve.ts`), and few sit while those are many;
+ *   - all may sit once reads take long otherwise, or workers have few reads at a time;
+ *   - all that ends when the daemon sees nobody waiting for the disk any more (`daemon/crew.ts`).
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
  */
@@ -70,9 +70,17 @@ export class Seats {
   /** Timed reads in a row that took as long as one that waits for a disk, and for a slow one. */
   private diskReads = 0;
   private slowDiskReads = 0;
+  /** After the last timed read that took long. */
+  private blocksReadBefore = 0;
 
-  /** @param memory the same for all workers of a mount */
-  constructor(memory: SharedArrayBuffer) {
+  /**
+   * @param memory the same for all workers of a mount
+   * @param blocksRead how much this process has read from block devices; source: getrusage(2), ru_inblock
+   */
+  constructor(
+    memory: SharedArrayBuffer,
+    private readonly blocksRead = () => process.resourceUsage().fsRead,
+  ) {
     this.words = new Int32Array(memory);
   }
 
@@ -175,8 +183,8 @@ export class Seats {
   }
 
   /**
-   * When reads take long, all may sit. That they wait for the disk is for the daemon to find out: on busy processors reads of the page cache
-   * take as long at times, and with all seats taken even more of them.
+   * When reads take long, others may be taken meanwhile: several by each worker if they wait for the disk, by all workers otherwise. On busy
+   * processors reads of the page cache take long at times, too, so the time alone does not tell.
    */
   endRead(began: number): void {
     if (began === 0) return;
@@ -184,7 +192,13 @@ export class Seats {
     this.diskReads = ms > DISK_MS ? this.diskReads + 1 : 0;
     this.slowDiskReads = ms > SLOW_DISK_MS ? this.slowDiskReads + 1 : 0;
     if (this.disk === DISK.NONE) {
-      if (this.diskReads >= IN_A_ROW && this.limit < this.words[MOST]) this.allow(this.words[MOST]);
+      if (this.diskReads === 0) return;
+      const blocks = this.blocksRead();
+      const fromDisk = blocks !== this.blocksReadBefore;
+      this.blocksReadBefore = blocks;
+      if (this.diskReads < IN_A_ROW) return;
+      if (fromDisk) this.setDisk(DISK.FAST);
+      else if (this.limit < this.words[MOST]) this.allow(this.words[MOST]);
     } else if (this.disk === DISK.FAST && this.slowDiskReads >= IN_A_ROW) this.setDisk(DISK.SLOW);
   }
 

@@ -105,12 +105,23 @@ function readSlowly(seats: Seats, ms: number): void {
 
 test('Seats: reads that take long let all workers sit, two in a row', (t) => {
   const memory = createSeats(1, 4);
-  const [seats, others] = [new Seats(memory), new Seats(memory)];
+  const [seats, others] = [new Seats(memory, () => 100), new Seats(memory)];
   readSlowly(seats, 1);
   t.is(others.limit, 1);
   readSlowly(seats, 1);
   t.is(others.limit, 4);
   t.is(others.disk, DISK.NONE);
+});
+
+test('Seats: reads that take long and read blocks are taken together by the few that sit', (t) => {
+  const memory = createSeats(1, 4);
+  let blocks = 100;
+  const [seats, others] = [new Seats(memory, () => blocks++), new Seats(memory)];
+  readSlowly(seats, 1);
+  t.is(others.disk, DISK.NONE);
+  readSlowly(seats, 1);
+  t.is(others.disk, DISK.FAST);
+  t.is(others.limit, 1);
 });
 
 test('Seats: reads that wait for a slow disk are noticed by all, two in a row', (t) => {
