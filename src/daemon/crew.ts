@@ -43,11 +43,11 @@ const YOUNG_GENERATION_MB = 1;
 export const CALM_SEATS = Math.max(2, Math.floor(os.availableParallelism() / 2));
 
 /**
- * How many take requests while each takes many small reads at a time, which wait for the disk: as there are processors. Measured on two
- * cores, 4 KiB random reads of a cold image with 16 jobs in the first four seconds: 24,000 a second with two, 21,500 with four, 19,500 with
- * four to eight.
+ * How many take requests while each takes many small reads at a time, which wait for the disk, and while reads keep the processors busy:
+ * as there are processors. Measured on two cores, 4 KiB random reads of a cold image with 16 jobs in the first four seconds: 24,000 a second
+ * with two, 21,500 with four, 19,500 with four to eight.
  */
-const DISK_SEATS = Math.max(CALM_SEATS, os.availableParallelism());
+export const BUSY_SEATS = Math.max(CALM_SEATS, os.availableParallelism());
 
 export interface WorkerOrders {
   thread: number;
@@ -164,10 +164,10 @@ export class Crew {
       if (!isHeld) return false;
       // Perhaps by small reads whose blocks the kernel does not count, as those of NFS: few workers show whether each can take many.
       seats.setDisk(DISK.FAST);
-      seats.allow(DISK_SEATS);
+      seats.allow(BUSY_SEATS);
       return false;
     }
-    const limit = together && !isHeld ? DISK_SEATS : Math.max(CALM_SEATS, this.workersMax);
+    const limit = together && !isHeld ? BUSY_SEATS : Math.max(CALM_SEATS, this.workersMax);
     if (limit !== seats.limit) seats.allow(limit);
     return isHeld;
   }

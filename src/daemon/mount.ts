@@ -17,7 +17,7 @@ import { logOf } from '../log';
 import type { ImageFileSystemOptions } from '../vfs/image-filesystem';
 import { buildTree, type TreePlan } from '../vfs/tree';
 import type { DaemonConfig } from './config';
-import { CALM_SEATS, Crew, FIRST_WORKER_THREAD } from './crew';
+import { BUSY_SEATS, CALM_SEATS, Crew, FIRST_WORKER_THREAD } from './crew';
 import { busyMessage } from './holders';
 import { MountedImages } from './images';
 import type { Journal } from './journal';
@@ -198,7 +198,7 @@ async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): P
   const { createSeats } = await import('../fuse/kernel/seats');
   const deviceFd = mountKernel(options);
   crew.flushRegularly({ images: flushed, deviceFd, testing });
-  const serve = { kernelCache, readOnly, seats: createSeats(CALM_SEATS, config.threadsMax) };
+  const serve = { kernelCache, readOnly, seats: createSeats(CALM_SEATS, BUSY_SEATS) };
   crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve, testing });
   return { plan, letGo: crew.workersEnded };
 }

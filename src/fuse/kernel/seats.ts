@@ -6,7 +6,7 @@
  *
  *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
  *   - once reads take long and blocks are read, each worker takes several small reads at a time (`serve.ts`), and few sit while those are many;
- *   - all may sit once reads take long otherwise, or workers have few reads at a time;
+ *   - more may sit once reads take long otherwise, and all once workers wait for the disk and have few reads at a time;
  *   - all that ends when the daemon sees nobody waiting for the disk any more (`daemon/crew.ts`).
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
@@ -45,8 +45,8 @@ const WAITED_FOR = 8;
 /** Counts the times that a worker took small reads while these wait for the disk, and those reads. */
 const TURNS = 9;
 const TURN_READS = 10;
-/** How many may sit while reads take long. */
-const MOST = 11;
+/** How many may sit while reads take long and do not wait for the disk. */
+const BUSY_LIMIT = 11;
 const WORDS = 12;
 
 /** What reads wait for. NONE: the page cache answers. */
@@ -54,13 +54,13 @@ export const DISK = { NONE: 0, FAST: 1, SLOW: 2 } as const;
 
 /**
  * @param limit how many may sit at first
- * @param most how many may sit while reads take long
+ * @param busyLimit how many may sit while reads take long and do not wait for the disk
  */
-export function createSeats(limit: number, most: number): SharedArrayBuffer {
+export function createSeats(limit: number, busyLimit: number): SharedArrayBuffer {
   const memory = new SharedArrayBuffer(WORDS * Int32Array.BYTES_PER_ELEMENT);
   const words = new Int32Array(memory);
   words[LIMIT] = limit;
-  words[MOST] = most;
+  words[BUSY_LIMIT] = busyLimit;
   return memory;
 }
 
@@ -183,8 +183,8 @@ export class Seats {
   }
 
   /**
-   * When reads take long, others may be taken meanwhile: several by each worker if they wait for the disk, by all workers otherwise. On busy
-   * processors reads of the page cache take long at times, too, so the time alone does not tell.
+   * When reads take long, others are to be taken meanwhile: several by each worker if they wait for the disk, by more workers otherwise. On
+   * busy processors reads of the page cache take long at times, too, so the time alone does not tell.
    */
   endRead(began: number): void {
     if (began === 0) return;
@@ -198,7 +198,7 @@ export class Seats {
       this.blocksReadBefore = blocks;
       if (this.diskReads < IN_A_ROW) return;
       if (fromDisk) this.setDisk(DISK.FAST);
-      else if (this.limit < this.words[MOST]) this.allow(this.words[MOST]);
+      else if (this.limit < this.words[BUSY_LIMIT]) this.allow(this.words[BUSY_LIMIT]);
     } else if (this.disk === DISK.FAST && this.slowDiskReads >= IN_A_ROW) this.setDisk(DISK.SLOW);
   }
 

@@ -103,7 +103,7 @@ function readSlowly(seats: Seats, ms: number): void {
   }
 }
 
-test('Seats: reads that take long let all workers sit, two in a row', (t) => {
+test('Seats: reads that take long let more workers sit, two in a row', (t) => {
   const memory = createSeats(1, 4);
   const [seats, others] = [new Seats(memory, () => 100), new Seats(memory)];
   readSlowly(seats, 1);
