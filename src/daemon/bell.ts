@@ -5,14 +5,19 @@
 import { Mutex } from '../shared/mutex';
 import { sleepOn } from '../system/long-wait';
 
+/** Of the list of files. */
 const MUTEX = 0;
 /** Moves when the flusher shall look here. */
 const RUNG = 1;
 const STOPPED = 2;
-/** Files to invalidate; 0 when the flusher has done it. */
+/** Files in the list: asked for, and the flusher has not begun with them. */
 const COUNT = 3;
-const WORDS = 4;
-const FILES_MAX = 14;
+/** Number of the last request, and of the last one that is done. */
+const ASKED = 4;
+const DONE = 5;
+const WORDS = 6;
+/** More than the disks of all images that are reverted while the kernel has not answered for the ones before. */
+const FILES_MAX = 1024;
 
 /** Most that a worker waits for the kernel. It may be the only one, and the kernel wait for it. */
 const PATIENCE_MS = 2000;
@@ -39,28 +44,50 @@ export class FlusherBell {
 
   /** Returns when the kernel has forgotten the files' content, or after two seconds: it then does so as soon as it can. */
   invalidate(inos: readonly number[]): void {
-    this.mutex.with(() => {
-      const few = inos.slice(0, FILES_MAX);
-      this.inos.set(few);
-      Atomics.store(this.words, COUNT, few.length);
-      this.ring();
-      sleepOn(this.words, COUNT, few.length, PATIENCE_MS);
+    const asked = this.mutex.with(() => {
+      for (const ino of inos) this.add(ino);
+      return Atomics.add(this.words, ASKED, 1) + 1;
     });
+    this.ring();
+    const until = performance.now() + PATIENCE_MS;
+    for (;;) {
+      const done = Atomics.load(this.words, DONE);
+      const left = until - performance.now();
+      if (done >= asked || left <= 0) return;
+      sleepOn(this.words, DONE, done, left);
+    }
   }
 
   /** Flusher: sleeps until the bell rings or the time is over, then does what was asked for. */
   wait(ms: number, invalidate: (ino: number) => void): void {
-    const rung = Atomics.load(this.words, RUNG);
+    const { words } = this;
+    const rung = Atomics.load(words, RUNG);
     // What was asked for before that look rings no more.
-    if (Atomics.load(this.words, COUNT) === 0 && !this.stopped) Atomics.wait(this.words, RUNG, rung, ms);
-    const count = Atomics.load(this.words, COUNT);
-    if (count === 0) return;
+    if (!this.isAsked && !this.stopped) Atomics.wait(words, RUNG, rung, ms);
+    if (!this.isAsked) return;
+    // Whoever asks for the same file from here on means its content from here on.
+    const { files, asked } = this.mutex.with(() => ({
+      files: this.inos.slice(0, Atomics.exchange(words, COUNT, 0)),
+      asked: Atomics.load(words, ASKED),
+    }));
     try {
-      for (let i = 0; i < count; i++) invalidate(this.inos[i]);
+      for (const ino of files) invalidate(ino);
     } finally {
-      Atomics.compareExchange(this.words, COUNT, count, 0);
-      Atomics.notify(this.words, COUNT);
+      Atomics.store(words, DONE, asked);
+      Atomics.notify(words, DONE);
     }
+  }
+
+  private get isAsked(): boolean {
+    return Atomics.load(this.words, ASKED) !== Atomics.load(this.words, DONE);
+  }
+
+  /** Holds the mutex. */
+  private add(ino: number): void {
+    const count = Atomics.load(this.words, COUNT);
+    if (count === FILES_MAX || this.inos.subarray(0, count).includes(ino)) return;
+    this.inos[count] = ino;
+    Atomics.store(this.words, COUNT, count + 1);
   }
 
   private ring(): void {

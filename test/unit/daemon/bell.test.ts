@@ -48,6 +48,23 @@ test('FlusherBell.wait() lets the thread go on when the kernel refuses', async (
   await t.notThrowsAsync(thread);
 });
 
+test('FlusherBell.invalidate() is not lost while the one before it takes longer than its caller waits', async (t) => {
+  const bell = new FlusherBell();
+  const thread = asking(t, bell, [[2], [2]]);
+  const rung = { words: new Int32Array(bell.buffer), index: 1 };
+  const done: number[] = [];
+  while (done.length === 0) {
+    bell.wait(LONG_MS, (ino) => {
+      done.push(ino);
+      // The thread gives up, and rings for the second time.
+      Atomics.wait(rung.words, rung.index, 1);
+    });
+  }
+  bell.wait(0, (ino) => done.push(ino));
+  await thread;
+  t.deepEqual(done, [2, 2]);
+});
+
 test('FlusherBell.stop() wakes the flusher, and is not missed by one that comes late', (t) => {
   const bell = new FlusherBell();
   t.false(bell.stopped);
