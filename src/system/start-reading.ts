@@ -2,6 +2,7 @@
 import { constants } from 'node:os';
 import * as koffi from 'koffi';
 import { alignedBuffer } from './aligned-buffer';
+import { blocksRead } from './blocks-read';
 import { declare, declareOptional, lastErrno } from './libc';
 
 const { EAGAIN } = constants.errno;
@@ -24,13 +25,28 @@ const posixFadvise = declare<[number, number, number, number]>(
 );
 
 /**
+ * Whether this kernel begins reads with RWF_NOWAIT, as it does since "mm: allow read-ahead with IOCB_NOWAIT set" (6.12 or so); before, it only
+ * looks. True once a call of this thread has begun one.
+ */
+let begins = false;
+
+/**
  * The kernel starts to read the range into its page cache, as it would for a read, and does not wait. Unlike posix_fadvise(2) with WILLNEED this
  * counts as a read for the kernel's readahead, which goes on recognising who reads one block after the other. What is too much for one
- * call is left to the read itself. File systems that cannot do it (NFS, FUSE, vfat) are advised instead. A hint: nobody learns of a failure.
+ * call is left to the read itself. Old kernels, and file systems that refuse (NFS, FUSE, vfat), are advised instead. A hint: nobody learns of
+ * a failure.
  */
 export function startReading(fd: number, offset: number, length: number): void {
   const count = Math.min(length, unread.length);
-  vector.writeUInt32LE(count, 8);
-  if (preadv2 !== undefined && (preadv2(fd, vector, 1, offset, RWF_NOWAIT) >= 0 || lastErrno() === EAGAIN)) return;
+  if (preadv2 !== undefined) {
+    vector.writeUInt32LE(count, 8);
+    const before = begins ? 0 : blocksRead();
+    const got = preadv2(fd, vector, 1, offset, RWF_NOWAIT);
+    if (got === count) return;
+    if (got < 0 && lastErrno() === EAGAIN) {
+      begins ||= blocksRead() !== before;
+      if (begins) return;
+    }
+  }
   posixFadvise(fd, offset, count, POSIX_FADV_WILLNEED);
 }

@@ -7,15 +7,16 @@
  *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
  *   - once reads take long and blocks are read, each worker takes several small reads at a time (`serve.ts`), and few sit while those are many;
  *   - more may sit once reads take long otherwise, and all once workers wait for the disk and have few reads at a time;
- *   - all that ends when the daemon sees nobody waiting for the disk any more (`daemon/crew.ts`).
+ *   - all that ends when the daemon sees nobody waiting for the disk any more (`daemon/governor.ts`).
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
  */
 import { logOf } from '../../log';
+import { blocksRead } from '../../system/blocks-read';
 
 const log = logOf('fuse:seats');
 
-/** Every so many small reads of a worker one is timed. */
+/** Every so many small reads of a worker one is timed while the page cache answers. */
 const TIMED_READ = 8;
 export const SMALL_READ = 64 * 1024;
 /** Longer than the page cache ever takes for a small read, shorter than any disk, ms. */
@@ -67,19 +68,21 @@ export function createSeats(limit: number, busyLimit: number): SharedArrayBuffer
 export class Seats {
   private readonly words: Int32Array;
   private reads = 0;
+  /** The next read is the first of those that were taken together. */
+  private isFirst = false;
   /** Timed reads in a row that took as long as one that waits for a disk, and for a slow one. */
   private diskReads = 0;
   private slowDiskReads = 0;
   /** After the last timed read that took long. */
-  private blocksReadBefore = 0;
+  private blocksBefore = 0;
 
   /**
    * @param memory the same for all workers of a mount
-   * @param blocksRead how much this process has read from block devices; source: getrusage(2), ru_inblock
+   * @param blocks how much this worker has read from block devices
    */
   constructor(
     memory: SharedArrayBuffer,
-    private readonly blocksRead = () => process.resourceUsage().fsRead,
+    private readonly blocks = blocksRead,
   ) {
     this.words = new Int32Array(memory);
   }
@@ -177,9 +180,15 @@ export class Seats {
     this.sit();
   }
 
-  /** @returns what `endRead` wants to know: when this read began, ms; 0 when it is not timed */
+  /**
+   * Of reads that are taken together the first is timed: all begin with it.
+   * @returns what `endRead` wants to know: when this read began, ms; 0 when it is not timed
+   */
   startRead(size: number): number {
-    return size <= SMALL_READ && ++this.reads % TIMED_READ === 0 ? performance.now() : 0;
+    if (size > SMALL_READ) return 0;
+    const isTimed = this.disk === DISK.NONE ? ++this.reads % TIMED_READ === 0 : this.isFirst;
+    this.isFirst = false;
+    return isTimed ? performance.now() : 0;
   }
 
   /**
@@ -193,9 +202,9 @@ export class Seats {
     this.slowDiskReads = ms > SLOW_DISK_MS ? this.slowDiskReads + 1 : 0;
     if (this.disk === DISK.NONE) {
       if (this.diskReads === 0) return;
-      const blocks = this.blocksRead();
-      const fromDisk = blocks !== this.blocksReadBefore;
-      this.blocksReadBefore = blocks;
+      const blocks = this.blocks();
+      const fromDisk = blocks !== this.blocksBefore;
+      this.blocksBefore = blocks;
       if (this.diskReads < IN_A_ROW) return;
       if (fromDisk) this.setDisk(DISK.FAST);
       else if (this.limit < this.words[BUSY_LIMIT]) this.allow(this.words[BUSY_LIMIT]);
@@ -203,6 +212,7 @@ export class Seats {
   }
 
   startReading(): void {
+    this.isFirst = true;
     Atomics.add(this.words, READING, 1);
   }
 

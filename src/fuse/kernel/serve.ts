@@ -91,7 +91,7 @@ class KernelServer {
    * are workers. The first request that is something else ends that, and is served last, in its turn.
    *
    * The requests in its hands have begun nothing and hold no lock of ours, so only their callers wait for them, and the kernel where it is to
-   * forget a page that one of them reads, which gives up after a while (`daemon/bell.ts`).
+   * forget a page that one of them reads; whoever has asked it to gives up after a while (`daemon/bell.ts`).
    */
   private serveReads(first: number): void {
     const { channel, seats } = this;

@@ -96,11 +96,22 @@ test('Seats: who stands up because of one too many wakes nobody', async (t) => {
 
 /** Eight reads, one of which is timed. */
 function readSlowly(seats: Seats, ms: number): void {
-  for (let read = 0; read < 8; read++) {
-    const began = seats.startRead(4096);
-    if (began !== 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
-    seats.endRead(began);
-  }
+  for (let read = 0; read < 8; read++) readTimed(seats, ms);
+}
+
+/** @param ms how long it takes if it is timed */
+function readTimed(seats: Seats, ms: number): void {
+  const began = seats.startRead(4096);
+  if (began !== 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+  seats.endRead(began);
+}
+
+/** Reads that begin together: the first waits for the disk, the others have their data by then. */
+function readTogether(seats: Seats, ms: number): void {
+  seats.startReading();
+  readTimed(seats, ms);
+  for (let read = 1; read < 16; read++) readTimed(seats, 0);
+  seats.endReading(16);
 }
 
 test('Seats: reads that take long let more workers sit, two in a row', (t) => {
@@ -128,9 +139,11 @@ test('Seats: reads that wait for a slow disk are noticed by all, two in a row', 
   const memory = createSeats(1, 4);
   const [seats, others] = [new Seats(memory), new Seats(memory)];
   others.setDisk(DISK.FAST);
-  readSlowly(seats, 5);
+  readTogether(seats, 5);
+  readTogether(seats, 1);
+  readTogether(seats, 5);
   t.is(others.disk, DISK.FAST);
-  readSlowly(seats, 5);
+  readTogether(seats, 5);
   t.is(others.disk, DISK.SLOW);
   t.is(others.limit, 1);
 });

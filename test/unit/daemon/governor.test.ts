@@ -1,0 +1,92 @@
+import test from 'ava';
+import { BUSY_SEATS, CALM_SEATS, Governor } from '../../../src/daemon/governor';
+import { createSeats, DISK, Seats } from '../../../src/fuse/kernel/seats';
+
+const WORKERS = Math.max(8, 2 * BUSY_SEATS);
+/** More looks without anybody on the disk than it takes until all is as at first. */
+const CALM_LOOKS = 25;
+
+/** A mount with all seats taken, `onDisk` threads of which wait for the disk. */
+function setUp() {
+  const seats = new Seats(createSeats(CALM_SEATS, BUSY_SEATS));
+  seats.sit();
+  const state = { onDisk: 0 };
+  const governor = new Governor(seats, WORKERS, () => state.onDisk);
+  const look = () => governor.look(WORKERS);
+  const take = (turns: number, reads: number) => {
+    for (let turn = 0; turn < turns; turn++) {
+      seats.startReading();
+      seats.endReading(reads / turns);
+    }
+  };
+  return { seats, state, governor, look, take };
+}
+
+test('Governor: while the page cache answers nothing changes', (t) => {
+  const { seats, governor, look } = setUp();
+  for (let i = 0; i < CALM_LOOKS; i++) t.false(look());
+  t.true(governor.isCalm);
+  t.is(seats.limit, CALM_SEATS);
+});
+
+test('Governor: all sit when more than half wait for the disk, and more workers would do more', (t) => {
+  const { seats, state, look } = setUp();
+  state.onDisk = WORKERS;
+  t.false(look(), 'the first look lets a few show whether they can take many');
+  t.is(seats.disk, DISK.FAST);
+  t.is(seats.limit, BUSY_SEATS);
+  t.true(look());
+  t.is(seats.limit, WORKERS);
+});
+
+test('Governor: few sit while each takes many reads, again also after all sat', (t) => {
+  const { seats, state, look, take } = setUp();
+  seats.setDisk(DISK.FAST);
+  take(10, 160);
+  t.false(look());
+  t.is(seats.limit, BUSY_SEATS);
+  take(10, 10);
+  look();
+  t.is(seats.limit, WORKERS, 'one at a time');
+  state.onDisk = 1;
+  take(100, (100 * (4 * BUSY_SEATS) * 0.9) / WORKERS);
+  look();
+  t.is(seats.limit, WORKERS, 'too few for a few workers');
+  take(100, 100 * 5);
+  look();
+  t.is(seats.limit, BUSY_SEATS);
+});
+
+test('Governor: a pause between two bursts changes nothing, a disk that does not answer lets all sit', (t) => {
+  const { seats, state, look, take } = setUp();
+  seats.setDisk(DISK.FAST);
+  take(10, 160);
+  look();
+  look();
+  t.is(seats.limit, BUSY_SEATS);
+  state.onDisk = 1;
+  look();
+  t.is(seats.limit, WORKERS);
+});
+
+test('Governor: all sit while the disk is slow, however many reads each takes', (t) => {
+  const { seats, state, look, take } = setUp();
+  state.onDisk = 1;
+  seats.setDisk(DISK.SLOW);
+  take(10, 160);
+  look();
+  t.is(seats.limit, WORKERS);
+  t.is(seats.disk, DISK.SLOW);
+});
+
+test('Governor: a second without anybody on the disk ends all that, again and again', (t) => {
+  const { seats, governor, look } = setUp();
+  for (let round = 0; round < 3; round++) {
+    // A worker may say so again before the next look.
+    seats.setDisk(DISK.FAST);
+    seats.allow(WORKERS);
+    let looks = 0;
+    for (; !governor.isCalm && looks < CALM_LOOKS; looks++) look();
+    t.is(looks, 20, `round ${round}`);
+  }
+});
