@@ -25,8 +25,7 @@ const posixFadvise = declare<[number, number, number, number]>(
 );
 
 /**
- * Whether this kernel begins reads with RWF_NOWAIT, as it does since "mm: allow read-ahead with IOCB_NOWAIT set" (6.12 or so); before, it only
- * looks. True once a call of this thread has begun one.
+ * Whether this kernel begins reads with RWF_NOWAIT: 6.12 does, 6.1 only looks (both tried, ext4). True once a call of this thread has begun one.
  */
 let begins = false;
 
