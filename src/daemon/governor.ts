@@ -18,6 +18,14 @@ const CALM_LOOKS = 20;
 export const CALM_SEATS = Math.max(2, Math.floor(os.availableParallelism() / 2));
 
 /**
+ * How many take requests at first, until so many have come, unless these wait for something. Each worker has to compile its code, and two
+ * that take turns do it twice, on the processors that whoever asks needs, too. Measured on two cores right after mounting, overlay of qcow2:
+ * 64 KiB 1.2 to 1.4 times, 4 KiB in sequence 1.3 times as fast as with two at once.
+ */
+export const COLD_SEATS = 1;
+const COLD_REQUESTS = 16_384;
+
+/**
  * How many take requests while each takes many small reads at a time, which wait for the disk, and while reads keep the processors busy:
  * as there are processors. Measured on two cores, 4 KiB random reads of a cold image with 16 jobs in the first four seconds: 24,000 a second
  * with two, 21,500 with four, 19,500 with four to eight.
@@ -27,6 +35,7 @@ export const BUSY_SEATS = Math.max(CALM_SEATS, os.availableParallelism());
 export class Governor {
   private calmLooks = 0;
   private turns = { count: 0, reads: 0 };
+  private requests = 0;
 
   /**
    * @param workersMax how many workers there may be
@@ -54,6 +63,7 @@ export class Governor {
    */
   look(workers: number): boolean {
     const { seats } = this;
+    this.warmUp();
     const onDisk = seats.allBusy ? this.countOnDisk() : 0;
     this.calmDown(onDisk);
     const { turns, reads } = this.sinceLastLook();
@@ -72,6 +82,15 @@ export class Governor {
     const limit = together && !isHeld ? BUSY_SEATS : Math.max(CALM_SEATS, this.workersMax);
     if (limit !== seats.limit) seats.allow(limit);
     return isHeld;
+  }
+
+  /** Whoever sits may be in a long flush for which nobody was woken, and the mount is no longer cold after a while. */
+  private warmUp(): void {
+    const { seats } = this;
+    const { requests } = seats;
+    if (requests === this.requests) seats.wake();
+    else if (seats.limit < CALM_SEATS && requests >= COLD_REQUESTS) seats.allow(CALM_SEATS);
+    this.requests = requests;
   }
 
   /** Reads at a time, on the average, that `sitting` workers must take for BUSY_SEATS of them to have enough. */

@@ -18,7 +18,7 @@ import type { ImageFileSystemOptions } from '../vfs/image-filesystem';
 import { buildTree, type TreePlan } from '../vfs/tree';
 import type { DaemonConfig } from './config';
 import { Crew, FIRST_WORKER_THREAD } from './crew';
-import { BUSY_SEATS, CALM_SEATS } from './governor';
+import { BUSY_SEATS, COLD_SEATS } from './governor';
 import { busyMessage } from './holders';
 import { MountedImages } from './images';
 import type { Journal } from './journal';
@@ -199,7 +199,7 @@ async function serve(config: DaemonConfig, images: MountedImages, crew: Crew): P
   const { createSeats } = await import('../fuse/kernel/seats');
   const deviceFd = mountKernel(options);
   crew.flushRegularly({ images: flushed, deviceFd, testing });
-  const serve = { kernelCache, readOnly, seats: createSeats(CALM_SEATS, BUSY_SEATS) };
+  const serve = { kernelCache, readOnly, seats: createSeats(COLD_SEATS, BUSY_SEATS) };
   crew.serve({ deviceFd, plan, images: descriptors, fileSystem, serve, testing });
   return { plan, letGo: crew.workersEnded };
 }

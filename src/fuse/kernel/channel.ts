@@ -146,6 +146,7 @@ export class Channel {
     const opcode = this.u32(IN.OPCODE);
     const shortest = opcode < REQUEST_BYTES_MIN.length ? REQUEST_BYTES_MIN[opcode] : IN_HEADER_BYTES;
     this.answered = false;
+    this.seats.cameFrom(this.u32(IN.PID));
     if (this.u32(IN.LENGTH) === length && length >= shortest) return length;
     // Somebody may wait for it: it gets a reply, though nobody knows what it says.
     this.answerError(EIO);

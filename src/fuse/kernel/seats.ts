@@ -25,6 +25,8 @@ const DISK_MS = 0.1;
 const SLOW_DISK_MS = 4;
 /** So many timed reads in a row: one alone may only have been interrupted. */
 const IN_A_ROW = 2;
+/** After so many requests of one program there is no other for now. */
+const ALONE_REQUESTS = 64;
 
 /** Words of the shared memory. */
 const LIMIT = 0;
@@ -48,7 +50,10 @@ const TURNS = 9;
 const TURN_READS = 10;
 /** How many may sit while reads take long and do not wait for the disk. */
 const BUSY_LIMIT = 11;
-const WORDS = 12;
+/** The program whose request came last, and what REQUESTS said when it was another one. */
+const CLIENT = 12;
+const CLIENT_SINCE = 13;
+const WORDS = 14;
 
 /** What reads wait for. NONE: the page cache answers. */
 export const DISK = { NONE: 0, FAST: 1, SLOW: 2 } as const;
@@ -79,10 +84,12 @@ export class Seats {
   /**
    * @param memory the same for all workers of a mount
    * @param blocks how much this worker has read from block devices
+   * @param now ms
    */
   constructor(
     memory: SharedArrayBuffer,
     private readonly blocks = blocksRead,
+    private readonly now = () => performance.now(),
   ) {
     this.words = new Int32Array(memory);
   }
@@ -110,6 +117,11 @@ export class Seats {
   /** How many requests have been taken; wraps. */
   get requests(): number {
     return Atomics.load(this.words, REQUESTS);
+  }
+
+  /** Whoever waits for a request is not the only one. */
+  get severalWait(): boolean {
+    return Atomics.load(this.words, WAITING) > 1;
   }
 
   /** Workers that serve small reads while these wait for the disk. */
@@ -160,12 +172,13 @@ export class Seats {
   /**
    * In the middle of a request that takes long. A parked worker is woken only when nobody waits for requests, and for a flush only when
    * fewer than half of the seats are taken: who serves a request is back soon as a rule, and a wake-up for each flush takes a third of
-   * the speed of a program that flushes after each write while another program keeps a processor busy.
+   * the speed of a program that flushes after each write while another program keeps a processor busy. Nor is one woken while a single
+   * program asks, which waits for the flush itself; should another come, the daemon sees it (`wake`).
    * @param forOthers it ends by what others do: somebody has to serve, however long those who sit take
    */
   stepAside(forOthers: boolean): void {
     const left = Atomics.sub(this.words, TAKEN, 1) - 1;
-    if (this.nobodyWaits && (forOthers || left < this.limit / 2)) this.wake();
+    if (this.nobodyWaits && (forOthers || (left < this.limit / 2 && !this.hasOneClient))) this.wake();
   }
 
   /** After `stepAside`: at once, even if there is one too many until the request is served. */
@@ -188,7 +201,7 @@ export class Seats {
     if (size > SMALL_READ) return 0;
     const isTimed = this.disk === DISK.NONE ? ++this.reads % TIMED_READ === 0 : this.isFirst;
     this.isFirst = false;
-    return isTimed ? performance.now() : 0;
+    return isTimed ? this.now() : 0;
   }
 
   /**
@@ -197,7 +210,7 @@ export class Seats {
    */
   endRead(began: number): void {
     if (began === 0) return;
-    const ms = performance.now() - began;
+    const ms = this.now() - began;
     this.diskReads = ms > DISK_MS ? this.diskReads + 1 : 0;
     this.slowDiskReads = ms > SLOW_DISK_MS ? this.slowDiskReads + 1 : 0;
     if (this.disk === DISK.NONE) {
@@ -223,12 +236,28 @@ export class Seats {
     Atomics.add(this.words, TURN_READS, reads);
   }
 
-  private wake(): void {
+  /** Wakes a parked worker if there is a seat for it. */
+  wake(): void {
     const { words } = this;
     // One who stood up because of one too many leaves no seat free; the next who stands up looks again.
     if (Atomics.load(words, PARKED) === 0 || Atomics.load(words, TAKEN) >= this.limit) return;
     Atomics.add(words, WAKEUPS, 1);
     Atomics.notify(words, WAKEUPS, 1);
+  }
+
+  /** @param client who made the request that has come, as the kernel numbers threads */
+  cameFrom(client: number): void {
+    const { words } = this;
+    if (Atomics.load(words, CLIENT) === client) return;
+    Atomics.store(words, CLIENT, client);
+    Atomics.store(words, CLIENT_SINCE, this.requests);
+  }
+
+  /** The last requests came from one program. */
+  private get hasOneClient(): boolean {
+    const count = this.requests - Atomics.load(this.words, CLIENT_SINCE);
+    // Below zero when REQUESTS has wrapped.
+    return count >= ALONE_REQUESTS || count < 0;
   }
 
   startWaiting(): void {

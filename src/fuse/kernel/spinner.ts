@@ -42,7 +42,7 @@ export class Spinner {
       return;
     }
     if (!this.seats.startPolling()) return;
-    const polls = this.pollFor(this.skipNext === 1 ? PATIENCE : 0);
+    const polls = this.pollFor(this.skipNext === 1 && this.seats.severalWait ? PATIENCE : 0);
     this.seats.endPolling();
     if (polls > 0) {
       this.skipNext = 1;

@@ -1,5 +1,5 @@
 import test from 'ava';
-import { BUSY_SEATS, CALM_SEATS, Governor } from '../../../src/daemon/governor';
+import { BUSY_SEATS, CALM_SEATS, COLD_SEATS, Governor } from '../../../src/daemon/governor';
 import { createSeats, DISK, Seats } from '../../../src/fuse/kernel/seats';
 
 const WORKERS = Math.max(8, 2 * BUSY_SEATS);
@@ -89,4 +89,63 @@ test('Governor: a second without anybody on the disk ends all that, again and ag
     for (; !governor.isCalm && looks < CALM_LOOKS; looks++) look();
     t.is(looks, 20, `round ${round}`);
   }
+});
+
+/** A mount that nobody has asked for anything, and a function that asks. */
+function setUpCold() {
+  const memory = createSeats(COLD_SEATS, BUSY_SEATS);
+  const seats = new Seats(memory);
+  seats.sit();
+  const state = { onDisk: 0 };
+  const governor = new Governor(seats, WORKERS, () => state.onDisk);
+  const ask = (count: number) => {
+    for (let request = 0; request < count; request++) {
+      seats.startWaiting();
+      seats.endWaiting();
+    }
+  };
+  return { memory, seats, state, ask, look: () => governor.look(WORKERS) };
+}
+
+test('Governor: one sits until thousands of requests have come', (t) => {
+  const { seats, ask, look } = setUpCold();
+  for (let i = 0; i < CALM_LOOKS; i++) {
+    ask(100);
+    look();
+  }
+  t.is(seats.limit, COLD_SEATS);
+  ask(20_000);
+  look();
+  t.is(seats.limit, CALM_SEATS);
+});
+
+test('Governor: more sit at once when the only one waits for the disk, and not fewer afterwards', (t) => {
+  const { seats, state, ask, look } = setUpCold();
+  state.onDisk = 1;
+  ask(1);
+  look();
+  t.is(seats.limit, BUSY_SEATS);
+  state.onDisk = 0;
+  for (let i = 0; i < CALM_LOOKS; i++) look();
+  t.is(seats.limit, CALM_SEATS);
+  ask(20_000);
+  look();
+  t.is(seats.limit, CALM_SEATS);
+});
+
+test('Governor: whoever sits may be in a long flush: while no request comes a parked worker is woken', (t) => {
+  const { memory, seats, ask, look } = setUpCold();
+  const words = new Int32Array(memory);
+  const wakeups = (): number => Atomics.load(words, 3);
+  ask(100);
+  look();
+  seats.stepAside(false);
+  // As if a worker were parked.
+  Atomics.add(words, 2, 1);
+  const before = wakeups();
+  ask(1);
+  look();
+  t.is(wakeups(), before, 'somebody served a request since the last look');
+  look();
+  t.is(wakeups(), before + 1);
 });

@@ -73,6 +73,41 @@ test('Seats: a flush wakes nobody while another worker serves a request, a wait 
   await Promise.all([other.leave(), third.leave()]);
 });
 
+test('Seats: a flush wakes nobody while one program asks, the daemon does, and so do flushes once another program asks', async (t) => {
+  const memory = createSeats(1, 4);
+  const seats = new Seats(memory);
+  const asks = (client: number, count: number): void => {
+    for (let request = 0; request < count; request++) {
+      seats.startWaiting();
+      seats.endWaiting();
+      seats.cameFrom(client);
+    }
+  };
+  seats.sit();
+  const other = rival(t, memory);
+  const { parked, wakeups } = look(memory);
+  while (parked() === 0) await new Promise(setImmediate);
+  asks(1, 100);
+  const before = wakeups();
+  seats.wake();
+  t.is(wakeups(), before, 'there is no seat for it');
+  seats.stepAside(false);
+  t.is(wakeups(), before, 'a parked worker was woken though the only program waits for the flush');
+  seats.wake();
+  await other.sits;
+  await other.leave();
+  seats.stepBack();
+  const third = rival(t, memory);
+  while (parked() === 0) await new Promise(setImmediate);
+  asks(1, 100);
+  asks(2, 1);
+  seats.stepAside(false);
+  await third.sits;
+  seats.stepBack();
+  seats.stand();
+  await third.leave();
+});
+
 test('Seats: who stands up because of one too many wakes nobody', async (t) => {
   const memory = createSeats(2, 4);
   const seats = new Seats(memory);
@@ -99,10 +134,14 @@ function readSlowly(seats: Seats, ms: number): void {
   for (let read = 0; read < 8; read++) readTimed(seats, ms);
 }
 
-/** @param ms how long it takes if it is timed */
+/** The time of the seats that are tested, ms: a busy machine would make a read slow that is not. */
+let clock = 1;
+const now = (): number => clock;
+
+/** @param ms how long it takes */
 function readTimed(seats: Seats, ms: number): void {
   const began = seats.startRead(4096);
-  if (began !== 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+  clock += ms;
   seats.endRead(began);
 }
 
@@ -116,7 +155,7 @@ function readTogether(seats: Seats, ms: number): void {
 
 test('Seats: reads that take long let more workers sit, two in a row', (t) => {
   const memory = createSeats(1, 4);
-  const [seats, others] = [new Seats(memory, () => 100), new Seats(memory)];
+  const [seats, others] = [new Seats(memory, () => 100, now), new Seats(memory)];
   readSlowly(seats, 1);
   t.is(others.limit, 1);
   readSlowly(seats, 1);
@@ -127,7 +166,7 @@ test('Seats: reads that take long let more workers sit, two in a row', (t) => {
 test('Seats: reads that take long and read blocks are taken together by the few that sit', (t) => {
   const memory = createSeats(1, 4);
   let blocks = 100;
-  const [seats, others] = [new Seats(memory, () => blocks++), new Seats(memory)];
+  const [seats, others] = [new Seats(memory, () => blocks++, now), new Seats(memory)];
   readSlowly(seats, 1);
   t.is(others.disk, DISK.NONE);
   readSlowly(seats, 1);
@@ -137,7 +176,7 @@ test('Seats: reads that take long and read blocks are taken together by the few 
 
 test('Seats: reads that wait for a slow disk are noticed by all, two in a row', (t) => {
   const memory = createSeats(1, 4);
-  const [seats, others] = [new Seats(memory), new Seats(memory)];
+  const [seats, others] = [new Seats(memory, () => 100, now), new Seats(memory)];
   others.setDisk(DISK.FAST);
   readTogether(seats, 5);
   readTogether(seats, 1);
