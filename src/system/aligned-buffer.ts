@@ -1,5 +1,5 @@
 /** Memory at a chosen address modulo the page size. */
-import * as koffi from 'koffi';
+import { koffi } from './koffi';
 
 /** The largest page that x86-64 and arm64 kernels have by default; 16 KiB and 64 KiB kernels gain as much from 4 KiB alignment. */
 export const PAGE_BYTES = 4096;

@@ -7,8 +7,9 @@
  */
 import { constants } from 'node:os';
 import { getSystemErrorMap } from 'node:util';
-import * as koffi from 'koffi';
+import type { KoffiFunc } from 'koffi';
 import type { SystemErrorLike } from '../errors';
+import { koffi } from './koffi';
 
 /** `null` stands for what the process has loaded already, so the name of the C library (glibc, musl) does not matter. */
 const libc = koffi.load(null);
@@ -16,7 +17,7 @@ const libc = koffi.load(null);
 const EINTR = 4;
 
 /** A call into the C library; `async` runs it on a thread of libuv's pool. */
-export type LibcFunction<Arguments extends unknown[]> = koffi.KoffiFunc<(...args: Arguments) => number>;
+export type LibcFunction<Arguments extends unknown[]> = KoffiFunc<(...args: Arguments) => number>;
 
 /** @param prototype as in the manual page, e.g. `int close(int fd)` */
 export function declare<Arguments extends unknown[]>(prototype: string): LibcFunction<Arguments> {

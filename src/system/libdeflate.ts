@@ -1,5 +1,6 @@
 /** libdeflate, where the system has it: whole buffers, more than twice as fast as zlib. */
-import * as koffi from 'koffi';
+import type { IKoffiLib } from 'koffi';
+import { koffi } from './koffi';
 
 /** Fills `target` from the deflate stream at the start of `bytes`. @returns false when that is not what the stream makes */
 export type Inflate = (bytes: Uint8Array, target: Uint8Array) => boolean;
@@ -12,7 +13,7 @@ export function libdeflate(): Inflate | undefined {
 }
 
 function load(): Inflate | undefined {
-  let library: koffi.IKoffiLib;
+  let library: IKoffiLib;
   try {
     library = koffi.load('libdeflate.so.0');
   } catch {

@@ -1,5 +1,5 @@
 /** A pair of connected sockets, and receiving a descriptor over one (unix(7), SCM_RIGHTS). */
-import * as koffi from 'koffi';
+import { koffi } from './koffi';
 import { declare, interrupted, lastError, SystemError } from './libc';
 
 const AF_UNIX = 1;

@@ -1,8 +1,8 @@
 /** Reading ahead of a read: preadv2(2) that does not wait. */
 import { constants } from 'node:os';
-import * as koffi from 'koffi';
 import { alignedBuffer } from './aligned-buffer';
 import { blocksRead } from './blocks-read';
+import { koffi } from './koffi';
 import { declare, declareOptional, lastErrno } from './libc';
 
 const { EAGAIN } = constants.errno;

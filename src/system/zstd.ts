@@ -3,7 +3,8 @@
  * each thread: making one costs more than a cluster.
  */
 import * as zlib from 'node:zlib';
-import * as koffi from 'koffi';
+import type { IKoffiLib } from 'koffi';
+import { koffi } from './koffi';
 
 /** zstd's own default, and QEMU's. */
 const LEVEL = 3;
@@ -25,7 +26,7 @@ export function zstd(): Zstd {
 }
 
 export function libzstd(): Zstd | undefined {
-  let library: koffi.IKoffiLib;
+  let library: IKoffiLib;
   try {
     library = koffi.load('libzstd.so.1');
   } catch {
