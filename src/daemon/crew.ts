@@ -62,6 +62,7 @@ export class Crew {
   private readonly workers: Worker[];
   private readonly ends: Promise<void>[];
   private looking: NodeJS.Timeout | undefined;
+  private governor: Governor | undefined;
   private readonly flusher: Worker;
   private readonly flusherEnded: Promise<void>;
   private readonly bell = new FlusherBell();
@@ -101,6 +102,7 @@ export class Crew {
     if (orders.serve.seats === undefined) return;
     const seats = new Seats(orders.serve.seats);
     const governor = new Governor(seats, this.workersMax);
+    this.governor = governor;
     let requests = seats.requests;
     // The first look has no pause before it.
     let idlePauses = -1;
@@ -119,6 +121,11 @@ export class Crew {
       this.looking = setTimeout(look, pause).unref();
     };
     look();
+  }
+
+  /** Before the main thread does what takes long: it can look after nobody meanwhile. */
+  endCold(): void {
+    this.governor?.endCold();
   }
 
   /** Resolves when all workers have ended, those that were added meanwhile, too. */

@@ -24,6 +24,12 @@ export const CALM_SEATS = Math.max(2, Math.floor(os.availableParallelism() / 2))
  */
 export const COLD_SEATS = 1;
 const COLD_REQUESTS = 16_384;
+/** Looks with requests until that ends in any case: 2 to 4 s, what is served has been compiled by then. */
+const COLD_LOOKS = 20;
+/** Fewer requests since the last look, while the only one who sits has one in hand: it does not compile, it waits or has long ones. */
+const HELD_REQUESTS = 25;
+/** Looks in a row that find it so: one may have met the first requests of all. */
+const HELD_LOOKS = 2;
 
 /**
  * How many take requests while each takes many small reads at a time, which wait for the disk, and while reads keep the processors busy:
@@ -36,6 +42,8 @@ export class Governor {
   private calmLooks = 0;
   private turns = { count: 0, reads: 0 };
   private requests = 0;
+  private coldLooks = 0;
+  private heldLooks = 0;
 
   /**
    * @param workersMax how many workers there may be
@@ -63,11 +71,12 @@ export class Governor {
    */
   look(workers: number): boolean {
     const { seats } = this;
-    this.warmUp();
+    if (seats.limit < CALM_SEATS) this.warmUp();
     const onDisk = seats.allBusy ? this.countOnDisk() : 0;
     this.calmDown(onDisk);
     const { turns, reads } = this.sinceLastLook();
-    const sitting = Math.min(seats.limit, workers);
+    // While one sits, one on the disk may be another, which flushes.
+    const sitting = Math.min(Math.max(seats.limit, CALM_SEATS), workers);
     if (seats.disk === DISK.NONE) {
       if (onDisk <= sitting / 2) return false;
       // Perhaps by small reads whose blocks the kernel does not count, as those of NFS: few workers show whether each can take many.
@@ -84,13 +93,20 @@ export class Governor {
     return isHeld;
   }
 
-  /** Whoever sits may be in a long flush for which nobody was woken, and the mount is no longer cold after a while. */
+  /** Whether the few who sit at first still suffice. Who is held up may have a flush, a host that does not answer, or much to unpack. */
   private warmUp(): void {
     const { seats } = this;
     const { requests } = seats;
-    if (requests === this.requests) seats.wake();
-    else if (seats.limit < CALM_SEATS && requests >= COLD_REQUESTS) seats.allow(CALM_SEATS);
+    const came = requests - this.requests;
     this.requests = requests;
+    if (came > 0) this.coldLooks++;
+    this.heldLooks = requests > 0 && came < HELD_REQUESTS && seats.nobodyWaits ? this.heldLooks + 1 : 0;
+    if (requests >= COLD_REQUESTS || this.coldLooks >= COLD_LOOKS || this.heldLooks >= HELD_LOOKS) this.endCold();
+  }
+
+  /** From now on no single request may keep all others waiting. */
+  endCold(): void {
+    if (this.seats.limit < CALM_SEATS) this.seats.allow(CALM_SEATS);
   }
 
   /** Reads at a time, on the average, that `sitting` workers must take for BUSY_SEATS of them to have enough. */

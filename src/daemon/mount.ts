@@ -87,6 +87,7 @@ export class LiveMount {
     if (this.leaving) return;
     this.leaving = true;
     this.say(`${why}: unmounting "${this.config.mountpoint}"`);
+    this.crew.endCold();
     let said = '';
     let pause = BUSY_RETRY_MIN_MS;
     while (!this.gone) {

@@ -87,6 +87,11 @@ export class Channel {
     return this.received(this.fd, length);
   }
 
+  /** A request is there, which `receive` would not have to wait for. */
+  get isAsked(): boolean {
+    return this.spinner.isAsked;
+  }
+
   /** Whether `receiveMore` may be called: there is a descriptor that does not block. */
   get canReceiveMore(): boolean {
     return this.openedSecond >= 0;
@@ -146,7 +151,6 @@ export class Channel {
     const opcode = this.u32(IN.OPCODE);
     const shortest = opcode < REQUEST_BYTES_MIN.length ? REQUEST_BYTES_MIN[opcode] : IN_HEADER_BYTES;
     this.answered = false;
-    this.seats.cameFrom(this.u32(IN.PID));
     if (this.u32(IN.LENGTH) === length && length >= shortest) return length;
     // Somebody may wait for it: it gets a reply, though nobody knows what it says.
     this.answerError(EIO);

@@ -58,7 +58,7 @@ export const OPCODE = {
 } as const;
 
 /** struct fuse_in_header */
-export const IN = { LENGTH: 0, OPCODE: 4, UNIQUE: 8, NODE: 16, PID: 32 } as const;
+export const IN = { LENGTH: 0, OPCODE: 4, UNIQUE: 8, NODE: 16 } as const;
 export const IN_HEADER_BYTES = 40;
 
 /** struct fuse_out_header */

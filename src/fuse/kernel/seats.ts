@@ -5,8 +5,8 @@
  * not keep the others from working, so
  *
  *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
- *   - once reads take long and blocks are read, each worker takes several small reads at a time (`serve.ts`), and few sit while those are many;
- *   - more may sit once reads take long otherwise, and all once workers wait for the disk and have few reads at a time;
+ *   - once reads take long as many sit as there are processors, and if blocks are read, each takes several small reads at a time (`serve.ts`);
+ *   - all may sit once workers wait for the disk and have few reads at a time;
  *   - all that ends when the daemon sees nobody waiting for the disk any more (`daemon/governor.ts`).
  *
  * A parked worker holds no lock and serves no request, so whoever waits for a lock waits for a thread that runs.
@@ -25,8 +25,6 @@ const DISK_MS = 0.1;
 const SLOW_DISK_MS = 4;
 /** So many timed reads in a row: one alone may only have been interrupted. */
 const IN_A_ROW = 2;
-/** After so many requests of one program there is no other for now. */
-const ALONE_REQUESTS = 64;
 
 /** Words of the shared memory. */
 const LIMIT = 0;
@@ -48,19 +46,16 @@ const WAITED_FOR = 8;
 /** Counts the times that a worker took small reads while these wait for the disk, and those reads. */
 const TURNS = 9;
 const TURN_READS = 10;
-/** How many may sit while reads take long and do not wait for the disk. */
+/** How many may sit once reads take long. */
 const BUSY_LIMIT = 11;
-/** The program whose request came last, and what REQUESTS said when it was another one. */
-const CLIENT = 12;
-const CLIENT_SINCE = 13;
-const WORDS = 14;
+const WORDS = 12;
 
 /** What reads wait for. NONE: the page cache answers. */
 export const DISK = { NONE: 0, FAST: 1, SLOW: 2 } as const;
 
 /**
  * @param limit how many may sit at first
- * @param busyLimit how many may sit while reads take long and do not wait for the disk
+ * @param busyLimit how many may sit once reads take long
  */
 export function createSeats(limit: number, busyLimit: number): SharedArrayBuffer {
   const memory = new SharedArrayBuffer(WORDS * Int32Array.BYTES_PER_ELEMENT);
@@ -172,13 +167,16 @@ export class Seats {
   /**
    * In the middle of a request that takes long. A parked worker is woken only when nobody waits for requests, and for a flush only when
    * fewer than half of the seats are taken: who serves a request is back soon as a rule, and a wake-up for each flush takes a third of
-   * the speed of a program that flushes after each write while another program keeps a processor busy. Nor is one woken while a single
-   * program asks, which waits for the flush itself; should another come, the daemon sees it (`wake`).
+   * the speed of a program that flushes after each write while another program keeps a processor busy. The only one who sits has it done
+   * only if somebody asks already, which is not the program that flushes; whoever asks later has to wait until the flush ends, or until the
+   * daemon sees how long it takes and allows more seats.
    * @param forOthers it ends by what others do: somebody has to serve, however long those who sit take
+   * @param channel where requests come from
    */
-  stepAside(forOthers: boolean): void {
+  stepAside(forOthers: boolean, channel: { isAsked: boolean }): void {
     const left = Atomics.sub(this.words, TAKEN, 1) - 1;
-    if (this.nobodyWaits && (forOthers || (left < this.limit / 2 && !this.hasOneClient))) this.wake();
+    if (!this.nobodyWaits) return;
+    if (forOthers || (left < this.limit / 2 && (this.limit > 1 || channel.isAsked))) this.wake();
   }
 
   /** After `stepAside`: at once, even if there is one too many until the request is served. */
@@ -220,7 +218,7 @@ export class Seats {
       this.blocksBefore = blocks;
       if (this.diskReads < IN_A_ROW) return;
       if (fromDisk) this.setDisk(DISK.FAST);
-      else if (this.limit < this.words[BUSY_LIMIT]) this.allow(this.words[BUSY_LIMIT]);
+      if (this.limit < this.words[BUSY_LIMIT]) this.allow(this.words[BUSY_LIMIT]);
     } else if (this.disk === DISK.FAST && this.slowDiskReads >= IN_A_ROW) this.setDisk(DISK.SLOW);
   }
 
@@ -236,28 +234,12 @@ export class Seats {
     Atomics.add(this.words, TURN_READS, reads);
   }
 
-  /** Wakes a parked worker if there is a seat for it. */
-  wake(): void {
+  private wake(): void {
     const { words } = this;
     // One who stood up because of one too many leaves no seat free; the next who stands up looks again.
     if (Atomics.load(words, PARKED) === 0 || Atomics.load(words, TAKEN) >= this.limit) return;
     Atomics.add(words, WAKEUPS, 1);
     Atomics.notify(words, WAKEUPS, 1);
-  }
-
-  /** @param client who made the request that has come, as the kernel numbers threads */
-  cameFrom(client: number): void {
-    const { words } = this;
-    if (Atomics.load(words, CLIENT) === client) return;
-    Atomics.store(words, CLIENT, client);
-    Atomics.store(words, CLIENT_SINCE, this.requests);
-  }
-
-  /** The last requests came from one program. */
-  private get hasOneClient(): boolean {
-    const count = this.requests - Atomics.load(this.words, CLIENT_SINCE);
-    // Below zero when REQUESTS has wrapped.
-    return count >= ALONE_REQUESTS || count < 0;
   }
 
   startWaiting(): void {

@@ -66,7 +66,7 @@ class KernelServer {
   run(): void {
     const { channel, seats } = this;
     seats.sit();
-    onLongWait({ begins: (forOthers) => seats.stepAside(forOthers), ends: () => seats.stepBack() });
+    onLongWait({ begins: (forOthers) => seats.stepAside(forOthers, channel), ends: () => seats.stepBack() });
     try {
       for (;;) {
         const length = channel.receive();

@@ -35,6 +35,10 @@ export class Spinner {
     this.poll = new ReadablePoll(fd);
   }
 
+  get isAsked(): boolean {
+    return this.poll.ready();
+  }
+
   /** Returns when there is a request, or when it is better to sleep. */
   spin(): void {
     if (this.skip > 0) {

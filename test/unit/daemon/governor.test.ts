@@ -91,61 +91,89 @@ test('Governor: a second without anybody on the disk ends all that, again and ag
   }
 });
 
-/** A mount that nobody has asked for anything, and a function that asks. */
+/** A mount that nobody has asked for anything, and whoever sits at first. */
 function setUpCold() {
-  const memory = createSeats(COLD_SEATS, BUSY_SEATS);
-  const seats = new Seats(memory);
-  seats.sit();
+  const seats = new Seats(createSeats(COLD_SEATS, BUSY_SEATS));
   const state = { onDisk: 0 };
   const governor = new Governor(seats, WORKERS, () => state.onDisk);
+  seats.sit();
+  seats.startWaiting();
+  /** So many requests are served at once, and the next is waited for. */
   const ask = (count: number) => {
     for (let request = 0; request < count; request++) {
-      seats.startWaiting();
       seats.endWaiting();
+      seats.startWaiting();
     }
   };
-  return { memory, seats, state, ask, look: () => governor.look(WORKERS) };
+  return { seats, state, governor, ask, look: () => governor.look(WORKERS) };
 }
 
 test('Governor: one sits until thousands of requests have come', (t) => {
   const { seats, ask, look } = setUpCold();
-  for (let i = 0; i < CALM_LOOKS; i++) {
-    ask(100);
-    look();
-  }
+  for (let i = 0; i < CALM_LOOKS; i++) look();
+  ask(1000);
+  look();
   t.is(seats.limit, COLD_SEATS);
   ask(20_000);
   look();
   t.is(seats.limit, CALM_SEATS);
 });
 
-test('Governor: more sit at once when the only one waits for the disk, and not fewer afterwards', (t) => {
-  const { seats, state, ask, look } = setUpCold();
-  state.onDisk = 1;
+test('Governor: one sits for a few seconds with requests, however many these are', (t) => {
+  const { seats, ask, look } = setUpCold();
+  for (let i = 0; i < 19; i++) {
+    ask(1);
+    look();
+    t.is(seats.limit, COLD_SEATS);
+    look();
+  }
   ask(1);
-  look();
-  t.is(seats.limit, BUSY_SEATS);
-  state.onDisk = 0;
-  for (let i = 0; i < CALM_LOOKS; i++) look();
-  t.is(seats.limit, CALM_SEATS);
-  ask(20_000);
   look();
   t.is(seats.limit, CALM_SEATS);
 });
 
-test('Governor: whoever sits may be in a long flush: while no request comes a parked worker is woken', (t) => {
-  const { memory, seats, ask, look } = setUpCold();
-  const words = new Int32Array(memory);
-  const wakeups = (): number => Atomics.load(words, 3);
+test('Governor: others may sit when the only one who sits is held up by a request', (t) => {
+  const { seats, ask, look } = setUpCold();
+  const busyLook = (count: number) => {
+    ask(count);
+    seats.endWaiting();
+    look();
+    seats.startWaiting();
+  };
+  for (let i = 0; i < 5; i++) busyLook(100);
+  busyLook(1);
+  busyLook(100);
+  t.is(seats.limit, COLD_SEATS, 'once is an accident');
+  busyLook(1);
+  busyLook(1);
+  t.is(seats.limit, CALM_SEATS);
+});
+
+test('Governor: others may sit when the only one who sits stands because of a long flush', (t) => {
+  const { seats, ask, look } = setUpCold();
   ask(100);
   look();
-  seats.stepAside(false);
-  // As if a worker were parked.
-  Atomics.add(words, 2, 1);
-  const before = wakeups();
-  ask(1);
+  seats.endWaiting();
+  seats.stepAside(false, { isAsked: false });
+  for (let i = 0; i < 2; i++) look();
+  t.is(seats.limit, CALM_SEATS);
+});
+
+test('Governor: a thread on the disk beside the only one who sits changes nothing', (t) => {
+  const { seats, state, ask, look } = setUpCold();
+  state.onDisk = 1;
+  ask(100);
+  seats.endWaiting();
   look();
-  t.is(wakeups(), before, 'somebody served a request since the last look');
-  look();
-  t.is(wakeups(), before + 1);
+  t.is(seats.limit, COLD_SEATS);
+  t.is(seats.disk, DISK.NONE);
+});
+
+test('Governor: it can be told that no request may keep the others waiting any more', (t) => {
+  const { seats, governor } = setUpCold();
+  governor.endCold();
+  t.is(seats.limit, CALM_SEATS);
+  seats.allow(WORKERS);
+  governor.endCold();
+  t.is(seats.limit, WORKERS);
 });
