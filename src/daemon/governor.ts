@@ -71,8 +71,8 @@ export class Governor {
    */
   look(workers: number): boolean {
     const { seats } = this;
-    if (seats.limit < CALM_SEATS) this.warmUp();
     const onDisk = seats.allBusy ? this.countOnDisk() : 0;
+    if (seats.limit < CALM_SEATS) this.warmUp(onDisk);
     this.calmDown(onDisk);
     const { turns, reads } = this.sinceLastLook();
     // While one sits, one on the disk may be another, which flushes.
@@ -94,13 +94,14 @@ export class Governor {
   }
 
   /** Whether the few who sit at first still suffice. Who is held up may have a flush, a host that does not answer, or much to unpack. */
-  private warmUp(): void {
+  private warmUp(onDisk: number): void {
     const { seats } = this;
     const { requests } = seats;
     const came = requests - this.requests;
     this.requests = requests;
     if (came > 0) this.coldLooks++;
-    this.heldLooks = requests > 0 && came < HELD_REQUESTS && seats.nobodyWaits ? this.heldLooks + 1 : 0;
+    const isHeld = onDisk > 0 || (requests > 0 && came < HELD_REQUESTS && seats.nobodyWaits);
+    this.heldLooks = isHeld ? this.heldLooks + 1 : 0;
     if (requests >= COLD_REQUESTS || this.coldLooks >= COLD_LOOKS || this.heldLooks >= HELD_LOOKS) this.endCold();
   }
 

@@ -6,19 +6,18 @@ import { Script } from 'node:vm';
 import test from 'ava';
 
 const PROJECT = path.resolve(__dirname, '../../..');
+const BUNDLE = path.join(PROJECT, 'dist/bundle');
+const { pack, unpack } = require(path.join(PROJECT, 'scripts/program.js')) as {
+  pack(program: string): Buffer;
+  unpack(bytes: Buffer): { text: string; code: Buffer | undefined };
+};
 const PROGRAMS = fs
-  .readdirSync(path.join(PROJECT, 'dist/bundle'), { recursive: true, encoding: 'utf8' })
-  .filter((name) => name.endsWith('.bundle'));
-
-function parts(name: string): { text: string; code: Buffer } {
-  const bytes = fs.readFileSync(path.join(PROJECT, 'dist/bundle', name));
-  const codeEnd = bytes.length - 4;
-  const textEnd = codeEnd - bytes.readUInt32LE(codeEnd);
-  return { text: bytes.toString('latin1', 0, textEnd), code: bytes.subarray(textEnd, codeEnd) };
-}
+  .readdirSync(BUNDLE, { recursive: true, encoding: 'utf8' })
+  .filter((name) => name.endsWith('.bundle'))
+  .sort();
 
 test('there is one for each command and each kind of thread', (t) => {
-  t.deepEqual(PROGRAMS.sort(), [
+  t.deepEqual(PROGRAMS, [
     'cli/main.bundle',
     'cli/mount-helper.bundle',
     'daemon/flusher.bundle',
@@ -30,17 +29,24 @@ test('there is one for each command and each kind of thread', (t) => {
 
 for (const name of PROGRAMS) {
   test(`${name}: V8 takes the code that it made`, (t) => {
-    const { text, code } = parts(name);
+    const { text, code } = unpack(fs.readFileSync(path.join(BUNDLE, name)));
     t.is(new Script(text, { cachedData: code }).cachedDataRejected, false);
   });
 }
 
-test('a V8 that refuses the code compiles the text', (t) => {
-  const { text, code } = parts('cli/main.bundle');
-  const other = Buffer.from(code);
-  other.fill(0, 0, 16);
-  t.is(new Script(text, { cachedData: other }).cachedDataRejected, true);
-  // Other flags than when it was built: refused as well.
+test('code of another Node is never shown to V8, which would crash with it', (t) => {
+  const packed = pack('module.exports = 1;');
+  t.true(Buffer.isBuffer(unpack(packed).code));
+  const other = Buffer.from(packed.toString('latin1').replace(`${process.version} `, 'v20.0.0 '), 'latin1');
+  other.writeUInt32LE(packed.readUInt32LE(packed.length - 4) + other.length - packed.length, other.length - 4);
+  t.deepEqual(unpack(other), { text: unpack(packed).text, code: undefined });
+});
+
+test('with other flags than when it was built V8 compiles the text', (t) => {
   const args = ['--no-use-osr', path.join(PROJECT, 'bin/imagefs'), '--version'];
   t.regex(execFileSync(process.execPath, args, { encoding: 'utf8' }), /^imagefs \d/);
+});
+
+test('a text that is not ASCII is refused when it is built', (t) => {
+  t.throws(() => pack('const sign = "µ";'), { message: /not ASCII/ });
 });

@@ -2,7 +2,7 @@
  * Which workers take requests. A worker needs a seat to take and serve one; the others are parked on a word of memory and cost
  * nothing. /dev/fuse wakes a sleeper for every request, even when another worker is about to read it: on two cores three idle
  * workers in read(2) took a third of the speed of the one that did the work. But a worker that waits for the host's disk must
- * not keep the others from working, so
+ * not keep the others from working, and at first, while a mount is cold, one sits alone, so
  *
  *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
  *   - once reads take long as many sit as there are processors, and if blocks are read, each takes several small reads at a time (`serve.ts`);
@@ -168,7 +168,7 @@ export class Seats {
    * In the middle of a request that takes long. A parked worker is woken only when nobody waits for requests, and for a flush only when
    * fewer than half of the seats are taken: who serves a request is back soon as a rule, and a wake-up for each flush takes a third of
    * the speed of a program that flushes after each write while another program keeps a processor busy. The only one who sits has it done
-   * only if somebody asks already, which is not the program that flushes; whoever asks later has to wait until the flush ends, or until the
+   * only if somebody asks already, which is seldom the program that flushes; whoever asks later has to wait until the flush ends, or until the
    * daemon sees how long it takes and allows more seats.
    * @param forOthers it ends by what others do: somebody has to serve, however long those who sit take
    * @param channel where requests come from

@@ -159,13 +159,16 @@ test('Governor: others may sit when the only one who sits stands because of a lo
   t.is(seats.limit, CALM_SEATS);
 });
 
-test('Governor: a thread on the disk beside the only one who sits changes nothing', (t) => {
+test('Governor: a thread on the disk beside the only one who sits lets others in when it stays there', (t) => {
   const { seats, state, ask, look } = setUpCold();
   state.onDisk = 1;
   ask(100);
   seats.endWaiting();
   look();
   t.is(seats.limit, COLD_SEATS);
+  ask(100);
+  look();
+  t.is(seats.limit, CALM_SEATS);
   t.is(seats.disk, DISK.NONE);
 });
 
