@@ -11,11 +11,14 @@ const LENGTHS_BYTES = 8;
 
 /**
  * V8 takes code by its own version number alone, and crashes when it is another V8 of the same number: Node 20.19 and 20.20 have such,
- * and distributions repair Node without giving it another version.
+ * and distributions repair Node without giving it another version. Asked is the binary that runs: what has its path may be another by now,
+ * or gone, while a daemon starts one more worker.
+ *
+ * @returns {string | undefined} undefined without /proc
  */
 function thisNode() {
-  const { size, mtimeMs } = fs.statSync(process.execPath);
-  return `${process.version} ${process.arch} ${size} ${mtimeMs}`;
+  const binary = fs.statSync('/proc/self/exe', { throwIfNoEntry: false });
+  return binary && `${process.version} ${process.arch} ${binary.size} ${binary.mtimeMs}`;
 }
 
 /**
@@ -27,7 +30,7 @@ exports.pack = (program) => {
   // A byte a character: that is how V8 has it fastest, and how `run` reads it.
   if (/[^\0-\x7f]/.test(text)) throw new Error('a program has characters that are not ASCII');
   const code = new vm.Script(text).createCachedData();
-  const node = Buffer.from(thisNode());
+  const node = Buffer.from(thisNode() ?? 'unknown');
   const lengths = Buffer.alloc(LENGTHS_BYTES);
   lengths.writeUInt32LE(code.length, 0);
   lengths.writeUInt32LE(node.length, 4);

@@ -1,6 +1,6 @@
 /**
  * koffi without its JavaScript. That loads Node's https for an installer that comes with it, which costs each command and each thread
- * of a mount 15 ms, and adds only deprecated functions (docs/adr/0005-koffi.md).
+ * of a mount 15 ms, and adds only checks of its version and deprecated functions (docs/adr/0005-koffi.md).
  */
 import type * as Koffi from 'koffi';
 
