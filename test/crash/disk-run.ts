@@ -2,18 +2,15 @@
 import type { ImageNode } from '../../src/block/image-node';
 import { maintain } from '../../src/block/open';
 import type { RecordedOperation } from '../../src/storage/recording';
+import { firstImpossible, type Perhaps, Scratch } from '../helpers/model';
 import type { FileState } from '../helpers/power-cut';
 import { patternBytes, type Random, squeezableBytes } from '../helpers/random';
 import { type CrashFiles, type CrashImage, makeFiles, openFiles, statesOf } from './images';
 
 /** What the program asked of the disk; `from` and `to`: length of the log before and after. */
-export interface Step {
+export interface Step extends Perhaps {
   from: number;
   to: number;
-  offset: number;
-  length: number;
-  /** What the range held afterwards; undefined: zeroes. */
-  bytes?: Uint8Array;
 }
 
 /** A moment at which a flush returned. */
@@ -64,7 +61,7 @@ export class RecordedDisk {
   write(offset: number, length: number): void {
     const count = Math.min(length, this.size - offset);
     const bytes = patternBytes(offset, count, this.tag++);
-    this.step(offset, count, bytes, () => this.node.write(offset, bytes, 0, count));
+    this.step(offset, bytes, () => this.node.write(offset, bytes, 0, count));
   }
 
   /** The clusters that the range touches, compressed. */
@@ -73,17 +70,17 @@ export class RecordedDisk {
     const from = offset - (offset % cluster);
     const count = Math.min(this.size, Math.ceil((offset + length) / cluster) * cluster) - from;
     const bytes = squeezableBytes(from, count, this.tag++);
-    this.step(from, count, bytes, () => this.node.write(from, bytes, 0, count, { compressed: true }));
+    this.step(from, bytes, () => this.node.write(from, bytes, 0, count, { compressed: true }));
   }
 
   zero(offset: number, length: number): void {
     const count = Math.min(length, this.size - offset);
-    this.step(offset, count, undefined, () => this.node.writeZeroes(offset, count));
+    this.step(offset, new Uint8Array(count), () => this.node.writeZeroes(offset, count));
   }
 
   allocate(offset: number, length: number): void {
     const count = Math.min(length, this.size - offset);
-    this.step(offset, 0, undefined, () => this.node.allocate(offset, count));
+    this.step(offset, new Uint8Array(0), () => this.node.allocate(offset, count));
   }
 
   grow(by: number): void {
@@ -91,7 +88,7 @@ export class RecordedDisk {
     const larger = new Uint8Array(before + by);
     larger.set(this.disk);
     this.disk = larger;
-    this.step(before, by, undefined, () => this.node.resize(before + by));
+    this.step(before, new Uint8Array(by), () => this.node.resize(before + by));
   }
 
   flush(): void {
@@ -113,12 +110,11 @@ export class RecordedDisk {
     this.promised.push({ to: this.log.length, steps: this.steps.length, disk: this.disk.slice() });
   }
 
-  private step(offset: number, length: number, bytes: Uint8Array | undefined, body: () => void): void {
+  private step(offset: number, bytes: Uint8Array, body: () => void): void {
     const from = this.log.length;
     body();
-    this.steps.push({ from, to: this.log.length, offset, length, bytes });
-    if (bytes === undefined) this.disk.fill(0, offset, offset + length);
-    else this.disk.set(bytes, offset);
+    this.steps.push({ from, to: this.log.length, offset, bytes });
+    this.disk.set(bytes, offset);
   }
 }
 
@@ -136,30 +132,21 @@ export function recordDisk(image: CrashImage, prepare: Program, program: Program
   return { image, files, starts, log, steps, promised };
 }
 
+const FOUND = new Scratch();
+const EXPECTED = new Scratch();
+
 /** The disk after a cut is what was flushed, but for what was asked for since, each byte by itself. @returns what is wrong */
 export function compareDisk({ promised, steps }: DiskRun, node: ImageNode, given: number): string | undefined {
   let last = promised[0];
   for (const candidate of promised) if (candidate.to <= given) last = candidate;
   const later = steps.slice(last.steps).filter((step) => step.from <= given);
   const size = node.size();
-  const sizes = [last.disk.length, ...later.map((step) => step.offset + step.length)];
+  const sizes = [last.disk.length, ...later.map((step) => step.offset + step.bytes.length)];
   if (!sizes.includes(size) || size < last.disk.length) return `size ${size} was never asked for`;
-  const disk = new Uint8Array(size);
-  node.read(0, disk, 0, size);
-  const expected = new Uint8Array(size);
+  const found = FOUND.take(size);
+  node.read(0, found, 0, size);
+  const expected = EXPECTED.take(size).fill(0, last.disk.length);
   expected.set(last.disk);
-  for (let page = 0; page < size; page += 4096) {
-    const end = Math.min(size, page + 4096);
-    if (Buffer.compare(disk.subarray(page, end), expected.subarray(page, end)) === 0) continue;
-    const touching = later.filter(({ offset, length }) => offset < end && offset + length > page);
-    for (let at = page; at < end; at++) {
-      if (disk[at] === expected[at]) continue;
-      const found = touching.some(
-        ({ offset, length, bytes }) =>
-          at >= offset && at < offset + length && disk[at] === (bytes === undefined ? 0 : bytes[at - offset]),
-      );
-      if (!found) return `byte ${at} reads ${disk[at]}, was ${expected[at]} at the last flush, and nobody wrote that`;
-    }
-  }
-  return undefined;
+  const at = firstImpossible(found, expected, later);
+  return at < 0 ? undefined : `byte ${at} reads ${found[at]}, was ${last.disk[at] ?? 0} at the last flush, and nobody wrote that`;
 }

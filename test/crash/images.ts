@@ -122,7 +122,8 @@ export function emptyFiles({ written, base }: CrashFiles): CrashFiles {
 export function load(files: CrashFiles, states: readonly FileState[]): void {
   files.written.forEach((storage, index) => {
     const { bytes, length } = states[index];
-    storage.truncate(0, 'create');
+    // Every byte up to the end is written: what the file held before need not be cleared first.
+    storage.truncate(length, 'create');
     storage.write(0, bytes, 0, length, 'create');
   });
 }

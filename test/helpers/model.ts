@@ -38,8 +38,7 @@ export class DiskModel {
     this.length = size;
   }
 
-  read(offset: number, length: number): Uint8Array {
-    const bytes = new Uint8Array(length);
+  read(offset: number, length: number, bytes: Uint8Array = new Uint8Array(length)): Uint8Array {
     this.readInto(offset, bytes, 0, length);
     return bytes;
   }
@@ -91,10 +90,40 @@ export class DiskModel {
   }
 }
 
+/** Memory that is used again: new memory for each of thousands of disks costs more than what is done with them. */
+export class Scratch {
+  private bytes = new Uint8Array(0);
+
+  /** @returns bytes of any content, until the next call */
+  take(length: number): Uint8Array {
+    if (this.bytes.length < length) this.bytes = new Uint8Array(length);
+    return this.bytes.subarray(0, length);
+  }
+}
+
 /** Offset of the first byte in which the two differ; -1 when they are equal. */
 export function firstDifference(a: Uint8Array, b: Uint8Array): number {
   if (Buffer.compare(a, b) === 0) return -1;
   const length = Math.min(a.length, b.length);
   for (let i = 0; i < length; i++) if (a[i] !== b[i]) return i;
   return length;
+}
+
+/** What a request that failed, or was not flushed yet, may have left: each byte by itself, or not at all. */
+export interface Perhaps {
+  offset: number;
+  bytes: Uint8Array;
+}
+
+/** Offset of the first byte that is neither as expected nor as one of `perhaps` left it; -1: none. `expected` is changed. */
+export function firstImpossible(found: Uint8Array, expected: Uint8Array, perhaps: readonly Perhaps[]): number {
+  for (const { offset, bytes } of perhaps) {
+    const end = Math.min(found.length, offset + bytes.length);
+    for (let from = offset; from < end; from += PAGE) {
+      const to = Math.min(end, from + PAGE);
+      if (Buffer.compare(found.subarray(from, to), expected.subarray(from, to)) === 0) continue;
+      for (let at = from; at < to; at++) if (found[at] === bytes[at - offset]) expected[at] = found[at];
+    }
+  }
+  return firstDifference(found, expected);
 }

@@ -7,7 +7,7 @@ import { attachStorage } from '../../src/storage/attach';
 import { PassingStorage } from '../../src/storage/passing';
 import { alignDown, alignUp, MIB } from '../../src/units';
 import { createImage, type ImageSpec, open, temporaryDirectory } from './images';
-import { DiskModel, firstDifference } from './model';
+import { DiskModel, firstDifference, Scratch } from './model';
 import { fillPattern, patternBytes, squeezableBytes } from './random';
 
 /** Nobody pulls the plug in these tests, and waiting for the disk is most of their time. */
@@ -18,6 +18,8 @@ class Unsynced extends PassingStorage {
 /** Disks up to this size are compared from end to end. */
 const WHOLE_MAX = 48 * MIB;
 const PIECE = MIB;
+const FOUND = new Scratch();
+const EXPECTED = new Scratch();
 
 export class Shadowed {
   private tag = 1;
@@ -67,13 +69,13 @@ export class Shadowed {
 
   /** Why the disk is not as the model says; undefined when it is. */
   difference(offset: number, length: number): string | undefined {
-    const bytes = new Uint8Array(Math.min(length, PIECE));
+    const bytes = FOUND.take(Math.min(length, PIECE));
     for (let done = 0; done < length; done += PIECE) {
       const count = Math.min(PIECE, length - done);
       // What a read leaves alone must not look right by chance.
       fillPattern(bytes, 0, offset, count, 99991);
       this.node.read(offset + done, bytes, 0, count);
-      const expected = this.model.read(offset + done, count);
+      const expected = this.model.read(offset + done, count, EXPECTED.take(count));
       const at = firstDifference(bytes.subarray(0, count), expected);
       if (at >= 0) return `at ${offset + done + at}: read ${bytes[at]}, expected ${expected[at]}`;
     }

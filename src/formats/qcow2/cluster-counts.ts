@@ -70,10 +70,8 @@ export class ClusterCounts {
 
   /** Cluster after the last one that is counted; 0 when none is. */
   end(): number {
-    for (const { first, count } of this.pages().reverse()) {
-      for (let cluster = first + count - 1; cluster >= first; cluster--) {
-        if (this.get(cluster) !== 0) return cluster + 1;
-      }
+    for (const [index, page] of [...this.#pages].sort(([a], [b]) => b - a)) {
+      for (let at = PAGE - 1; at >= 0; at--) if (page[at] !== 0) return index * PAGE + at + 1;
     }
     return 0;
   }
