@@ -148,5 +148,7 @@ export function compareDisk({ promised, steps }: DiskRun, node: ImageNode, given
   const expected = EXPECTED.take(size).fill(0, last.disk.length);
   expected.set(last.disk);
   const at = firstImpossible(found, expected, later);
-  return at < 0 ? undefined : `byte ${at} reads ${found[at]}, was ${last.disk[at] ?? 0} at the last flush, and nobody wrote that`;
+  return at < 0
+    ? undefined
+    : `byte ${at} reads ${found[at]}, was ${last.disk[at] ?? 0} at the last flush, and nobody wrote that`;
 }

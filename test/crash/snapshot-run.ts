@@ -3,24 +3,17 @@
  * snapshot in the list reads as it was, and so does the disk; and when somebody then writes all over the disk, no snapshot
  * changes. Leaks are allowed, and copied flags that a repair puts right: the dirty bit asks for it.
  */
-import type { BlockNode } from '../../src/block/node';
 import { formatByName } from '../../src/formats/registry';
 import type { RecordedOperation } from '../../src/storage/recording';
 import type { Cut, FileState } from '../helpers/power-cut';
 import { patternBytes } from '../helpers/random';
-import { contentOf, firstDifference, type ModelSnapshot, SnapshotModel } from '../helpers/snapshot-model';
+import { contentOf, type Moment, problemOf, SnapshotModel } from '../helpers/snapshot-model';
 import type { JudgeOptions } from './disk-judge';
 import { type CrashFiles, type CrashImage, emptyFiles, load, makeFiles, openFiles, statesOf } from './images';
 import { verdictOn } from './verdict';
 
 export const CHANGES = ['take', 'delete', 'revert', 'rename'] as const;
 export type Change = (typeof CHANGES)[number];
-
-/** The disk and its snapshots at one moment. */
-interface Moment {
-  live: Uint8Array;
-  snapshots: ModelSnapshot[];
-}
 
 export interface SnapshotRun {
   image: CrashImage;
@@ -63,6 +56,8 @@ export function recordChange(image: CrashImage, change: Change, { random }: Judg
   return { image, files, starts, log: [...log], before, after: momentOf(model) };
 }
 
+const ZEROES = new Uint8Array(1000);
+
 export class SnapshotJudge {
   states = 0;
   done = 0;
@@ -84,11 +79,11 @@ export class SnapshotJudge {
     const unsound = this.unsound(torn ? undefined : given);
     if (unsound !== undefined) return unsound;
     const found = openFiles(files).node;
-    const isDone = this.differs(found, run.after) === undefined;
+    const isDone = problemOf(found, run.after) === undefined;
     if (isDone) this.done++;
-    else if (given === run.log.length) return `it has returned and is not done: ${this.differs(found, run.after)}`;
+    else if (given === run.log.length) return `it has returned and is not done: ${problemOf(found, run.after)}`;
     const moment = isDone ? run.after : run.before;
-    const problem = this.differs(found, moment) ?? this.askQemu(moment);
+    const problem = problemOf(found, moment) ?? this.askQemu(moment);
     if (problem !== undefined) return problem;
     return this.options.random.chance(this.options.reopen)
       ? (this.overwrite(moment) ?? this.repair(moment))
@@ -107,17 +102,16 @@ export class SnapshotJudge {
     this.reopened++;
     const { node, finish } = openFiles(this.files, []);
     const written = live.slice();
-    for (let offset = 0; offset < live.length; offset += 1000) {
-      const end = Math.min(live.length, offset + 1000);
-      const holds = [live, ...snapshots.map(({ bytes }) => bytes)].some((bytes) =>
-        bytes.subarray(offset, end).some((byte) => byte !== 0),
-      );
-      if (!holds) continue;
+    for (let offset = 0; offset < live.length; offset += ZEROES.length) {
+      const end = Math.min(live.length, offset + ZEROES.length);
+      const isZero = (bytes: Uint8Array) =>
+        Buffer.compare(bytes.subarray(offset, end), ZEROES.subarray(0, end - offset)) === 0;
+      if (isZero(live) && snapshots.every(({ bytes }) => isZero(bytes))) continue;
       written.set(patternBytes(offset, end - offset, 4711), offset);
       node.write(offset, written, offset, end - offset);
     }
     finish();
-    const problem = this.differs(openFiles(this.files).node, { live: written, snapshots });
+    const problem = problemOf(openFiles(this.files).node, { live: written, snapshots });
     return problem === undefined ? this.unsound() : `after the disk was overwritten, ${problem}`;
   }
 
@@ -128,15 +122,7 @@ export class SnapshotJudge {
     const { wrong, flags, leaks, words } = verdictOn(top);
     if (wrong + flags + leaks > 0) return `after a repair: ${words}`;
     const { node } = openFiles(this.files);
-    return this.differs(node, { live: contentOf(node), snapshots });
-  }
-
-  private differs(node: BlockNode, { live, snapshots }: Moment): string | undefined {
-    const disk = firstDifference(contentOf(node), live);
-    if (disk !== undefined) return `the disk: ${disk}`;
-    const model = new SnapshotModel(node, this.options.random, { cluster: 0, most: 0, grows: false });
-    model.snapshots = snapshots;
-    return model.problem();
+    return problemOf(node, { live: contentOf(node), snapshots });
   }
 
   /** No error but for flags, which are in other sectors than the counts; where an image has a dirty bit, it says so. */

@@ -8,12 +8,19 @@ import {
   revertToSnapshot,
   takeSnapshot,
 } from '../../src/block/snapshots';
+import { Scratch } from './model';
 import { patternBytes, type Random, squeezableBytes } from './random';
 
 export interface ModelSnapshot {
   id: string;
   name: string;
   bytes: Uint8Array;
+}
+
+/** The disk and its snapshots at one moment. */
+export interface Moment {
+  live: Uint8Array;
+  snapshots: ModelSnapshot[];
 }
 
 export interface ModelOptions {
@@ -93,18 +100,7 @@ export class SnapshotModel {
 
   /** What differs; undefined: nothing. */
   problem(node: BlockNode = this.node): string | undefined {
-    const differs = firstDifference(contentOf(node), this.live);
-    if (differs !== undefined) return `the disk: ${differs}`;
-    const found = listSnapshots(node).map(({ id, name, virtualSize }) => ({ id, name, virtualSize }));
-    const expected = this.snapshots.map(({ id, name, bytes }) => ({ id, name, virtualSize: bytes.length }));
-    if (JSON.stringify(found) !== JSON.stringify(expected)) {
-      return `the list is ${JSON.stringify(found)}, expected ${JSON.stringify(expected)}`;
-    }
-    for (const { id, bytes } of this.snapshots) {
-      const wrong = firstDifference(contentOf(openSnapshot(node, id)), bytes);
-      if (wrong !== undefined) return `snapshot ${id}: ${wrong}`;
-    }
-    return undefined;
+    return problemOf(node, this);
   }
 
   private range(): { offset: number; length: number } {
@@ -151,8 +147,33 @@ export class SnapshotModel {
   }
 }
 
+/** How an image and its snapshots differ from what they should hold; undefined: not at all. */
+export function problemOf(node: BlockNode, { live, snapshots }: Moment): string | undefined {
+  const differs = differenceOf(node, live);
+  if (differs !== undefined) return `the disk: ${differs}`;
+  const found = listSnapshots(node).map(({ id, name, virtualSize }) => ({ id, name, virtualSize }));
+  const expected = snapshots.map(({ id, name, bytes }) => ({ id, name, virtualSize: bytes.length }));
+  if (JSON.stringify(found) !== JSON.stringify(expected)) {
+    return `the list is ${JSON.stringify(found)}, expected ${JSON.stringify(expected)}`;
+  }
+  for (const { id, bytes } of snapshots) {
+    const wrong = differenceOf(openSnapshot(node, id), bytes);
+    if (wrong !== undefined) return `snapshot ${id}: ${wrong}`;
+  }
+  return undefined;
+}
+
+const FOUND = new Scratch();
+
+function differenceOf(node: BlockNode, expected: Uint8Array): string | undefined {
+  return firstDifference(readInto(node, FOUND.take(node.size())), expected);
+}
+
 export function contentOf(node: BlockNode): Uint8Array {
-  const bytes = new Uint8Array(node.size());
+  return readInto(node, new Uint8Array(node.size()));
+}
+
+function readInto(node: BlockNode, bytes: Uint8Array): Uint8Array {
   node.read(0, bytes, 0, bytes.length);
   return bytes;
 }
