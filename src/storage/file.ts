@@ -6,6 +6,7 @@ import { fallocate } from '../system/fallocate';
 import { longWait } from '../system/long-wait';
 import { seekData, seekHole } from '../system/lseek';
 import { startReading } from '../system/start-reading';
+import { readAt, writeAt } from '../system/transfer';
 import type { Storage, StorageDescriptor, StorageEvent } from './storage';
 
 /** Written where the host cannot punch holes. */
@@ -88,7 +89,7 @@ export class FileStorage implements Storage {
     let done = 0;
     try {
       while (done < length) {
-        const count = fs.readSync(this.fd, target, at + done, length - done, offset + done);
+        const count = readAt(this.fd, target, at + done, length - done, offset + done);
         if (count === 0) break;
         done += count;
       }
@@ -106,7 +107,7 @@ export class FileStorage implements Storage {
   write(offset: number, source: Uint8Array, at: number, length: number, _event: StorageEvent): void {
     let done = 0;
     try {
-      while (done < length) done += fs.writeSync(this.fd, source, at + done, length - done, offset + done);
+      while (done < length) done += writeAt(this.fd, source, at + done, length - done, offset + done);
     } catch (error) {
       throw hostError(error, `Cannot write ${length} bytes at ${offset} of "${this.path}"`, {
         path: this.path,

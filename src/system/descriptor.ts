@@ -1,4 +1,4 @@
-/** Descriptors as such (fcntl(2)), and reading those that do not block. */
+/** Descriptors as such: fcntl(2). */
 import { declare, lastError } from './libc';
 
 const F_DUPFD_CLOEXEC = 1030;
@@ -10,14 +10,4 @@ export function duplicateDescriptor(fd: number): number {
   const copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
   if (copy < 0) throw lastError('fcntl');
   return copy;
-}
-
-const readCall = declare<[number, Buffer, number]>('int64_t read(int fd, void *target, size_t length)');
-
-/**
- * read(2) on a descriptor with O_NONBLOCK. That there is nothing to read is no error here, and so costs no exception.
- * @returns bytes read; negative when there are none, or for an error, which the next blocking read will meet
- */
-export function readIfReady(fd: number, target: Buffer): number {
-  return readCall(fd, target, target.length);
 }

@@ -5,7 +5,7 @@
 import * as fs from 'node:fs';
 import { constants } from 'node:os';
 import { alignedBuffer } from '../../system/aligned-buffer';
-import { readIfReady } from '../../system/descriptor';
+import { readDescriptor, readIfReady, writeDescriptor } from '../../system/transfer';
 import { printLine, reportBug } from '../errno';
 import { MAX_REQUEST } from '../session';
 import {
@@ -78,7 +78,7 @@ export class Channel {
     this.seats.startWaiting();
     try {
       this.spinner.spin();
-      length = fs.readSync(this.fd, this.request, 0, REQUEST_BYTES, null);
+      length = readDescriptor(this.fd, this.request);
     } catch (error) {
       return afterFailedRead(error);
     } finally {
@@ -220,7 +220,7 @@ export class Channel {
     reply[OUT.UNIQUE / 4] = this.request32[IN.UNIQUE / 4];
     reply[OUT.UNIQUE / 4 + 1] = this.request32[IN.UNIQUE / 4 + 1];
     try {
-      fs.writeSync(this.source, this.reply, 0, length);
+      writeDescriptor(this.source, this.reply, length);
       return true;
     } catch (error) {
       return this.afterRefusedReply(error, length);
@@ -239,7 +239,7 @@ export class Channel {
     this.reply32[OUT.LENGTH / 4] = OUT_HEADER_BYTES;
     this.reply32[OUT.ERROR / 4] = -EIO;
     try {
-      fs.writeSync(this.source, this.reply, 0, OUT_HEADER_BYTES);
+      writeDescriptor(this.source, this.reply, OUT_HEADER_BYTES);
     } catch {
       // The first write ended the request.
     }

@@ -91,17 +91,17 @@ export class Seats {
 
   /** How many may sit now. */
   get limit(): number {
-    return Atomics.load(this.words, LIMIT);
+    return this.words[LIMIT];
   }
 
   /** What reads wait for: one of `DISK`. */
   get disk(): number {
-    return Atomics.load(this.words, WAITED_FOR);
+    return this.words[WAITED_FOR];
   }
 
   /** Nobody who sits waits for a request. */
   get nobodyWaits(): boolean {
-    return Atomics.load(this.words, WAITING) === 0;
+    return this.words[WAITING] === 0;
   }
 
   /** Somebody sits, and none of those waits for a request. */
@@ -116,7 +116,7 @@ export class Seats {
 
   /** Whoever waits for a request is not the only one. */
   get severalWait(): boolean {
-    return Atomics.load(this.words, WAITING) > 1;
+    return this.words[WAITING] > 1;
   }
 
   /** Workers that serve small reads while these wait for the disk. */
@@ -186,7 +186,7 @@ export class Seats {
 
   /** Between two requests: gives the seat away if there is one too many. */
   yield(): void {
-    if (Atomics.load(this.words, TAKEN) <= this.limit) return;
+    if (this.words[TAKEN] <= this.limit) return;
     this.stand();
     this.sit();
   }
