@@ -10,13 +10,16 @@
  *   - One worker of a mount polls at a time: more would only take the processor from whom they wait for.
  *   - It polls for less than 0.1 ms after a request: an idle mount costs nothing.
  *   - While the queue is never empty polling is a wasted system call, so it is left out more and more often, and nothing is
- *     left to others.
+ *     left to others. Once it is empty, several programs have their answers and need the processors to ask again: whoever polls
+ *     then is in their way, so it soon sleeps (8 jobs 1.1 times, libaio with 16 at a time 1.2 times as fast).
  */
 import { ReadablePoll } from '../../system/poll';
 import type { Seats } from './seats';
 
 /** About 80 us: as long as a reader on a sleepy processor takes to come back, shorter than the time slice of anybody else. */
 const POLLS = 200;
+/** The same after a queue. */
+const QUEUE_POLLS = 5;
 /** For so many polls, about 3 us, a new request is left to a worker that sleeps. */
 const PATIENCE = 5;
 /** Most requests that are taken without polling. */
@@ -46,7 +49,8 @@ export class Spinner {
       return;
     }
     if (!this.seats.startPolling()) return;
-    const polls = this.pollFor(this.skipNext === 1 && this.seats.severalWait ? PATIENCE : 0);
+    const isQueue = this.skipNext > 1;
+    const polls = this.pollFor(isQueue ? QUEUE_POLLS : POLLS, !isQueue && this.seats.severalWait ? PATIENCE : 0);
     this.seats.endPolling();
     if (polls > 0) {
       this.skipNext = 1;
@@ -56,8 +60,8 @@ export class Spinner {
     this.skipNext = Math.min(2 * this.skipNext, SKIP_MAX);
   }
 
-  /** @returns how often it polled in vain since the last request: 0 when one was there from the beginning */
-  private pollFor(patience: number): number {
+  /** @param most polls in vain. @returns how often it polled in vain since the last request: 0 when one was there from the beginning */
+  private pollFor(most: number, patience: number): number {
     let polls = 0;
     let seen = 0;
     for (;;) {
@@ -68,7 +72,7 @@ export class Spinner {
         // The sleeper has taken it, and the next may follow soon.
         seen = 0;
         polls = 1;
-      } else if (++polls === POLLS) return polls;
+      } else if (++polls >= most) return polls;
     }
   }
 }
