@@ -4,14 +4,7 @@ import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-
-const BIN = path.join(__dirname, '..', '..', '..', 'bin', 'imagefs');
-
-export interface Ran {
-  code: number | null;
-  stdout: string;
-  stderr: string;
-}
+import { CommandServer, type Ran } from './command-server';
 
 const haveQemu = ['qemu-img', 'qemu-io'].every((tool) => spawnSync(tool, ['--version']).status === 0);
 
@@ -33,6 +26,7 @@ export function oracleTest(
 }
 
 let shared: string | undefined;
+let server: { commands: CommandServer; directory: string } | undefined;
 
 /** A directory that all tests of the file only read, filled when the first of them asks for it. */
 export function sharedDirectory(fill: (directory: string) => void): string {
@@ -44,7 +38,9 @@ export function sharedDirectory(fill: (directory: string) => void): string {
 }
 
 test.after.always(() => {
-  if (shared !== undefined) fs.rmSync(shared, { recursive: true, force: true });
+  for (const directory of [shared, server?.directory]) {
+    if (directory !== undefined) fs.rmSync(directory, { recursive: true, force: true });
+  }
 });
 
 function newDirectory(): string {
@@ -61,7 +57,11 @@ export function run(directory: string, program: string, args: string[]): Ran {
 }
 
 export function imagefs(directory: string, args: string[]): Ran {
-  return run(directory, process.execPath, [BIN, ...args]);
+  if (server === undefined) {
+    const own = newDirectory();
+    server = { commands: new CommandServer(own), directory: own };
+  }
+  return server.commands.run(directory, args);
 }
 
 export function qemuImg(directory: string, args: string[]): Ran {
