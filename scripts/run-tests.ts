@@ -163,7 +163,7 @@ async function main(args: string[]): Promise<number> {
       reports.push(report);
     }
   };
-  await Promise.all(Array.from({ length: Math.max(1, CONCURRENCY) }).map(lane));
+  await Promise.all(Array.from({ length: Math.max(1, CONCURRENCY) }, lane));
 
   printFailures(reports, steps);
   const slow = [...reports].sort((a, b) => b.seconds - a.seconds).slice(0, 5);

@@ -6,25 +6,26 @@ export const PAGE_BYTES = 4096;
 
 const ADDRESS = Symbol('address');
 
-/** Memory that V8 never moves, and the kernel can be given the address of. */
-export type AlignedBuffer = Buffer & { [ADDRESS]?: number };
+interface Addressed {
+  [ADDRESS]?: number;
+}
 
 /** @returns where the bytes lie; undefined when they were not made by `alignedBuffer` */
-export function addressOf(bytes: Uint8Array): number | undefined {
-  return (bytes as AlignedBuffer)[ADDRESS];
+export function addressOf(bytes: Uint8Array & Addressed): number | undefined {
+  return bytes[ADDRESS];
 }
 
 /**
  * A zeroed buffer of `length` bytes whose byte `alignedAt` lies at the start of a page. The kernel copies between a process and
  * page-sized chunks of a request: with both sides aligned it makes half as many copies.
  */
-export function alignedBuffer(length: number, alignedAt: number): AlignedBuffer {
+export function alignedBuffer(length: number, alignedAt: number): Buffer {
   // Not from Node's pool, and never moved: the address stays what it is now.
   const memory = Buffer.from(new ArrayBuffer(length + PAGE_BYTES));
-  // Exact: addresses of processes have 47 bits.
   const address = Number(koffi.address(memory));
   const skip = (PAGE_BYTES - ((address + alignedAt) % PAGE_BYTES)) % PAGE_BYTES;
-  const buffer: AlignedBuffer = memory.subarray(skip, skip + length);
-  buffer[ADDRESS] = address + skip;
+  const buffer: Buffer & Addressed = memory.subarray(skip, skip + length);
+  // A number that is not exact would name other memory. Addresses of processes have 47 bits, but for tagged ones.
+  if (Number.isSafeInteger(address)) buffer[ADDRESS] = address + skip;
   return buffer;
 }

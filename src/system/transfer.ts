@@ -4,7 +4,7 @@
  */
 import * as fs from 'node:fs';
 import { addressOf } from './aligned-buffer';
-import { declare, lastError } from './libc';
+import { declare, interrupted, lastError } from './libc';
 
 const readCall = declare<[number, number, number]>('int read(int fd, int64_t target, int length)');
 const writeCall = declare<[number, number, number]>('int write(int fd, int64_t source, int length)');
@@ -35,7 +35,8 @@ export function readIfReady(fd: number, target: Uint8Array): number {
 
 /** write(2) of the first `length` bytes of memory of `alignedBuffer`. Throws as fs.writeSync does. */
 export function writeDescriptor(fd: number, source: Uint8Array, length: number): void {
-  if (writeCall(fd, knownAddress(source, 0, length), length) < 0) throw lastError('write');
+  const address = knownAddress(source, 0, length);
+  while (interrupted(writeCall(fd, address, length), 'write'));
 }
 
 /** As fs.readSync, and faster for memory of `alignedBuffer`. */
@@ -46,12 +47,14 @@ export function readAt(fd: number, target: Uint8Array, at: number, length: numbe
   return count;
 }
 
-/** As fs.writeSync, and faster for memory of `alignedBuffer`. */
+/** As fs.writeSync, which makes a call again that a signal cut short, and faster for memory of `alignedBuffer`. */
 export function writeAt(fd: number, source: Uint8Array, at: number, length: number, offset: number): number {
   if (addressOf(source) === undefined) return fs.writeSync(fd, source, at, length, offset);
-  const count = pwriteCall(fd, knownAddress(source, at, length), length, offset);
-  if (count < 0) throw lastError('write');
-  return count;
+  const address = knownAddress(source, at, length);
+  for (;;) {
+    const count = pwriteCall(fd, address, length, offset);
+    if (!interrupted(count, 'write')) return count;
+  }
 }
 
 /** The kernel believes an address: nobody else looks whether the range lies inside. */

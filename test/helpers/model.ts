@@ -94,10 +94,10 @@ export class DiskModel {
 export class Scratch {
   private bytes = new Uint8Array(0);
 
-  /** @returns bytes of any content, until the next call */
+  /** @returns bytes until the next call. None is zero, or left from before: what a read leaves alone must not look right by chance. */
   take(length: number): Uint8Array {
     if (this.bytes.length < length) this.bytes = new Uint8Array(length);
-    return this.bytes.subarray(0, length);
+    return this.bytes.subarray(0, length).fill(0xa5);
   }
 }
 

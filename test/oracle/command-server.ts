@@ -1,6 +1,7 @@
 /**
  * Commands of imagefs, one after the other, in one process that is not the test's: starting one for each of hundreds would take most of
- * the time of these tests. Each runs through `main`, as bin/imagefs does. Synchronous: a FIFO there, another one back.
+ * the time of these tests. Each runs through `main`; that bin/imagefs does the same is for the tests of mounts and of the README.
+ * Synchronous: a FIFO there, another one back.
  */
 import { execFileSync, spawn } from 'node:child_process';
 import * as fs from 'node:fs';
@@ -26,16 +27,21 @@ export class CommandServer {
 
   /** @param directory of its own; the process ends with this one */
   constructor(directory: string) {
-    const fifos = ['orders', 'answers'].map((name) => path.join(directory, name));
-    execFileSync('mkfifo', fifos);
-    const { O_RDWR, O_CREAT, O_APPEND } = fs.constants;
+    const [orders, answers] = ['orders', 'answers'].map((name) => path.join(directory, name));
+    execFileSync('mkfifo', [orders, answers]);
+    const { O_RDONLY, O_RDWR, O_CREAT, O_APPEND, O_NONBLOCK } = fs.constants;
     this.output = ['stdout', 'stderr'].map((name) =>
       fs.openSync(path.join(directory, name), O_RDWR | O_CREAT | O_APPEND),
     );
-    spawn(process.execPath, [__filename, ...fifos], { stdio: ['ignore', this.output[0], this.output[1]] }).unref();
-    // Each waits for the other end.
-    this.orders = fs.openSync(fifos[0], 'w');
-    this.answers = fs.openSync(fifos[1], 'r');
+    // All ends are open before the process starts, and only it has its own afterwards: when it dies, we read the end of the file.
+    const theirOrders = fs.openSync(orders, O_RDONLY | O_NONBLOCK); // Node makes it block there, as its standard input
+    this.orders = fs.openSync(orders, 'w');
+    const both = fs.openSync(answers, O_RDWR);
+    this.answers = fs.openSync(answers, 'r');
+    const theirAnswers = fs.openSync(answers, 'w');
+    const stdio = [theirOrders, ...this.output, theirAnswers];
+    spawn(process.execPath, [__filename], { stdio }).unref();
+    for (const fd of [theirOrders, both, theirAnswers]) fs.closeSync(fd);
   }
 
   run(directory: string, args: string[]): Ran {
@@ -56,24 +62,25 @@ function contentOf(fd: number): string {
 
 /** Only one line is under way at a time. @returns undefined when the other end has gone */
 function readLine(fd: number): string | undefined {
-  const bytes = Buffer.alloc(64 * 1024);
-  for (let text = ''; ; ) {
-    const count = fs.readSync(fd, bytes);
+  const chunks: Buffer[] = [];
+  for (;;) {
+    const chunk = Buffer.alloc(64 * 1024);
+    const count = fs.readSync(fd, chunk);
     if (count === 0) return undefined;
-    text += bytes.toString('utf8', 0, count);
-    if (text.endsWith('\n')) return text;
+    chunks.push(chunk.subarray(0, count));
+    if (chunk[count - 1] === 0x0a) return Buffer.concat(chunks).toString('utf8');
   }
 }
 
-async function serve(orders: number, answers: number): Promise<void> {
-  for (let line = readLine(orders); line !== undefined; line = readLine(orders)) {
+/** Descriptor of the answers, behind the standard ones. */
+const ANSWERS = 3;
+
+async function serve(): Promise<void> {
+  for (let line = readLine(0); line !== undefined; line = readLine(0)) {
     const { directory, args } = JSON.parse(line) as Order;
     process.chdir(directory);
-    fs.writeSync(answers, `${await main(args)}\n`);
+    fs.writeSync(ANSWERS, `${await main(args)}\n`);
   }
 }
 
-if (require.main === module) {
-  const [, , orders, answers] = process.argv;
-  void serve(fs.openSync(orders, 'r'), fs.openSync(answers, 'w')).then(() => process.exit(0));
-}
+if (require.main === module) void serve().then(() => process.exit(0));

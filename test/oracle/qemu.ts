@@ -61,7 +61,14 @@ export function imagefs(directory: string, args: string[]): Ran {
     const own = newDirectory();
     server = { commands: new CommandServer(own), directory: own };
   }
-  return server.commands.run(directory, args);
+  try {
+    return server.commands.run(directory, args);
+  } catch (error) {
+    // The next command has a process of its own again.
+    fs.rmSync(server.directory, { recursive: true, force: true });
+    server = undefined;
+    throw error;
+  }
 }
 
 export function qemuImg(directory: string, args: string[]): Ran {

@@ -49,6 +49,7 @@ const TURN_READS = 10;
 /** How many may sit once reads take long. */
 const BUSY_LIMIT = 11;
 const WORDS = 12;
+// Words that are read without Atomics: whoever reads them decides about speed only, or looks again; an Atomics.load is a call (docs/adr/0012-parked-workers.md).
 
 /** What reads wait for. NONE: the page cache answers. */
 export const DISK = { NONE: 0, FAST: 1, SLOW: 2 } as const;
