@@ -1,8 +1,9 @@
 /**
- * Runs compiled test files, each in an ava of its own, two at a time, and says at the end what failed and why.
+ * Runs compiled test files, two avas at a time, and says at the end what failed and why.
  *
- * One process group and one temporary directory a file: a file that crashes or hangs fails alone, and what it leaves
- * behind (mounts, loop devices, daemons) is found by that directory, removed and counted as a failure of that file.
+ * One ava, one process group and one temporary directory a file: a file that crashes or hangs fails alone, and what it leaves
+ * behind (mounts, loop devices, daemons) is found by that directory, removed and counted as a failure of that file. Unit tests
+ * are small, and starting ava for each would take longer than the most of them: several share one.
  * The last line is always `N passed, N failed`. Exit code 0 only when something passed and nothing failed.
  *
  *   node dist/scripts/run-tests.js [--failed "step that failed before"]... [dist/test/unit/x.test.js]...
@@ -21,7 +22,12 @@ const CONCURRENCY = Number(process.env.IMAGEFS_TEST_CONCURRENCY ?? 2);
 const FILE_LIMIT_MS = Number(process.env.IMAGEFS_TEST_FILE_SECONDS ?? 150) * 1000;
 const TEST_FILE = /\.test\.js$/;
 
+/** Unit tests that share an ava. */
+const TOGETHER = 8;
+const UNIT = `${path.sep}unit${path.sep}`;
+
 interface FileReport {
+  /** Or the first and the number of those that shared an ava. */
   file: string;
   seconds: number;
   passed: number;
@@ -36,6 +42,14 @@ function listTests(directory: string): string[] {
     .filter((name) => TEST_FILE.test(name))
     .map((name) => path.join(directory, name))
     .sort();
+}
+
+/** What each ava runs. */
+function inGroups(files: string[]): string[][] {
+  const small = files.filter((file) => file.includes(UNIT));
+  const groups = files.filter((file) => !file.includes(UNIT)).map((file) => [file]);
+  for (let at = 0; at < small.length; at += TOGETHER) groups.push(small.slice(at, at + TOGETHER));
+  return groups;
 }
 
 const running = new Set<number>();
@@ -55,9 +69,10 @@ interface Outcome {
   stderr: string;
 }
 
-function runAva(file: string, directory: string): Promise<Outcome> {
+function runAva(files: string[], directory: string): Promise<Outcome> {
   return new Promise((resolve) => {
-    const child = spawn(process.execPath, [AVA, '--tap', '--timeout=1h', path.relative(ROOT, file)], {
+    const names = files.map((file) => path.relative(ROOT, file));
+    const child = spawn(process.execPath, [AVA, '--tap', '--timeout=1h', '--concurrency=1', ...names], {
       cwd: ROOT,
       detached: true, // a group of its own: its workers end with it
       stdio: ['ignore', 'pipe', 'pipe'],
@@ -94,11 +109,11 @@ function runAva(file: string, directory: string): Promise<Outcome> {
   });
 }
 
-async function runFile(file: string): Promise<FileReport> {
+async function runFiles(files: string[]): Promise<FileReport> {
   const begun = Date.now();
   const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'imagefs-test-'));
   fs.chmodSync(directory, 0o1777); // as /tmp: tests become other users
-  const outcome = await runAva(file, directory);
+  const outcome = await runAva(files, directory);
   const left = await removeLeftovers(directory);
   removeDirectory(directory);
   const result = readTap(outcome.stdout, outcome.exitCode);
@@ -109,7 +124,7 @@ async function runFile(file: string): Promise<FileReport> {
   }
   for (const line of left) result.failures.push({ name: `left behind: ${line}`, output: [] });
   return {
-    file: path.relative(ROOT, file),
+    file: `${path.relative(ROOT, files[0])}${files.length > 1 ? ` and ${files.length - 1} more` : ''}`,
     seconds: (Date.now() - begun) / 1000,
     passed: result.passed,
     skipped: result.skipped,
@@ -152,13 +167,13 @@ async function main(args: string[]): Promise<number> {
     if (args[i] === '--failed') steps.push(args[++i] ?? '');
     else files.push(path.resolve(args[i]));
   }
-  const queue = files.length > 0 ? files : listTests(path.join(ROOT, 'dist', 'test'));
+  const queue = files.length > 0 ? files.map((file) => [file]) : inGroups(listTests(path.join(ROOT, 'dist', 'test')));
   const reports: FileReport[] = [];
   // From both ends: tests of the engine, which come first, keep a processor busy while those of mounts wait.
   const lane = async (_: unknown, index: number) => {
     const next = () => (index % 2 === 0 ? queue.shift() : queue.pop());
-    for (let file = next(); file !== undefined; file = next()) {
-      const report = await runFile(file);
+    for (let group = next(); group !== undefined; group = next()) {
+      const report = await runFiles(group);
       printFile(report);
       reports.push(report);
     }
