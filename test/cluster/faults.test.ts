@@ -208,7 +208,7 @@ class Trial {
   private compare(node: OpenedChain['node'], perhaps: Perhaps[]): string | undefined {
     const { model } = this.subject.shadow;
     const size = node.size();
-    const found = FOUND.take(size);
+    const found = FOUND.takeUnread(size);
     node.read(0, found, 0, size);
     // What is behind the end of the model, on a disk that grew or did not grow, reads zero.
     const expected = EXPECTED.take(size).fill(0, Math.min(size, model.size));

@@ -94,10 +94,15 @@ export class DiskModel {
 export class Scratch {
   private bytes = new Uint8Array(0);
 
-  /** @returns bytes until the next call. None is zero, or left from before: what a read leaves alone must not look right by chance. */
+  /** @returns bytes until the next call, of any content: all of them are to be written */
   take(length: number): Uint8Array {
     if (this.bytes.length < length) this.bytes = new Uint8Array(length);
-    return this.bytes.subarray(0, length).fill(0xa5);
+    return this.bytes.subarray(0, length);
+  }
+
+  /** For a read. @returns bytes that are not zero, nor left from before: what the read leaves alone must not look right by chance */
+  takeUnread(length: number): Uint8Array {
+    return this.take(length).fill(0xa5);
   }
 }
 

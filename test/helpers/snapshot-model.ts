@@ -166,7 +166,7 @@ export function problemOf(node: BlockNode, { live, snapshots }: Moment): string 
 const FOUND = new Scratch();
 
 function differenceOf(node: BlockNode, expected: Uint8Array): string | undefined {
-  return firstDifference(readInto(node, FOUND.take(node.size())), expected);
+  return firstDifference(readInto(node, FOUND.takeUnread(node.size())), expected);
 }
 
 export function contentOf(node: BlockNode): Uint8Array {
