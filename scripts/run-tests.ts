@@ -3,7 +3,7 @@
  *
  * One ava, one process group and one temporary directory a file: a file that crashes or hangs fails alone, and what it leaves
  * behind (mounts, loop devices, daemons) is found by that directory, removed and counted as a failure of that file. Unit tests
- * are small, and starting ava for each would take longer than the most of them: several share one.
+ * are small, and starting ava for each would take longer than most of them: several share one, and what is left behind or hangs is told of all of these.
  * The last line is always `N passed, N failed`. Exit code 0 only when something passed and nothing failed.
  *
  *   node dist/scripts/run-tests.js [--failed "step that failed before"]... [dist/test/unit/x.test.js]...
@@ -18,13 +18,13 @@ import { type Failure, readTap } from './tap';
 const ROOT = path.resolve(__dirname, '..', '..');
 const AVA = path.join(ROOT, 'node_modules', 'ava', 'entrypoints', 'cli.mjs');
 const CONCURRENCY = Number(process.env.IMAGEFS_TEST_CONCURRENCY ?? 2);
-/** Wall time of one file. Generous: the slowest file takes a fraction of it on a quiet machine. */
+/** Wall time of one ava. Generous: the slowest file takes a fraction of it on a quiet machine. */
 const FILE_LIMIT_MS = Number(process.env.IMAGEFS_TEST_FILE_SECONDS ?? 150) * 1000;
 const TEST_FILE = /\.test\.js$/;
 
 /** Unit tests that share an ava. */
 const TOGETHER = 8;
-const UNIT = `${path.sep}unit${path.sep}`;
+const UNIT = path.join(ROOT, 'dist', 'test', 'unit') + path.sep;
 
 interface FileReport {
   /** Or the first and the number of those that shared an ava. */
@@ -46,8 +46,8 @@ function listTests(directory: string): string[] {
 
 /** What each ava runs. */
 function inGroups(files: string[]): string[][] {
-  const small = files.filter((file) => file.includes(UNIT));
-  const groups = files.filter((file) => !file.includes(UNIT)).map((file) => [file]);
+  const small = files.filter((file) => file.startsWith(UNIT));
+  const groups = files.filter((file) => !file.startsWith(UNIT)).map((file) => [file]);
   for (let at = 0; at < small.length; at += TOGETHER) groups.push(small.slice(at, at + TOGETHER));
   return groups;
 }

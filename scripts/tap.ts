@@ -1,5 +1,5 @@
 /**
- * Reads the TAP output of one test file. What counts is what the lines say, never what the run promised: a file that
+ * Reads the TAP output of one ava. What counts is what the lines say, never what the run promised: a file that
  * dies half way has the tests that reported, and one failure for the file itself.
  */
 

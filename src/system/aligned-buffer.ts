@@ -10,7 +10,7 @@ interface Addressed {
   [ADDRESS]?: number;
 }
 
-/** @returns where the bytes lie; undefined when they were not made by `alignedBuffer` */
+/** @returns where the bytes lie; undefined when they were not made by `alignedBuffer`, or a number cannot say it */
 export function addressOf(bytes: Uint8Array & Addressed): number | undefined {
   return bytes[ADDRESS];
 }
@@ -22,10 +22,10 @@ export function addressOf(bytes: Uint8Array & Addressed): number | undefined {
 export function alignedBuffer(length: number, alignedAt: number): Buffer {
   // Not from Node's pool, and never moved: the address stays what it is now.
   const memory = Buffer.from(new ArrayBuffer(length + PAGE_BYTES));
-  const address = Number(koffi.address(memory));
-  const skip = (PAGE_BYTES - ((address + alignedAt) % PAGE_BYTES)) % PAGE_BYTES;
+  const address = koffi.address(memory);
+  const skip = (PAGE_BYTES - ((Number(address % BigInt(PAGE_BYTES)) + alignedAt) % PAGE_BYTES)) % PAGE_BYTES;
   const buffer: Buffer & Addressed = memory.subarray(skip, skip + length);
   // A number that is not exact would name other memory. Addresses of processes have 47 bits, but for tagged ones.
-  if (Number.isSafeInteger(address)) buffer[ADDRESS] = address + skip;
+  if (address < Number.MAX_SAFE_INTEGER - memory.length) buffer[ADDRESS] = Number(address) + skip;
   return buffer;
 }

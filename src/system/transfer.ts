@@ -15,42 +15,49 @@ const pwriteCall = declare<[number, number, number, number]>(
   'int pwrite(int fd, int64_t source, int length, int64_t offset)',
 );
 
-/**
- * read(2) into memory of `alignedBuffer`.
- * @returns bytes read. Throws as fs.readSync does.
- */
+/** As fs.readSync into all of `target` from where the descriptor stands, and faster for memory of `alignedBuffer`. */
 export function readDescriptor(fd: number, target: Uint8Array): number {
-  const count = readCall(fd, knownAddress(target, 0, target.length), target.length);
+  const start = addressOf(target);
+  if (start === undefined) return fs.readSync(fd, target, 0, target.length, null);
+  const count = readCall(fd, start, target.length);
   if (count < 0) throw lastError('read');
   return count;
 }
 
 /**
  * The same on a descriptor with O_NONBLOCK. That there is nothing to read is no error here, and so costs no exception.
- * @returns bytes read; negative when there are none, or for an error, which the next blocking read will meet
+ * @returns bytes read; negative when there are none, or for an error, which the next blocking read will meet, and for memory without an address
  */
 export function readIfReady(fd: number, target: Uint8Array): number {
-  return readCall(fd, knownAddress(target, 0, target.length), target.length);
+  const start = addressOf(target);
+  return start === undefined ? -1 : readCall(fd, start, target.length);
 }
 
-/** write(2) of the first `length` bytes of memory of `alignedBuffer`. Throws as fs.writeSync does. */
+/** As fs.writeSync of the first `length` bytes, which makes a call again that a signal cut short. */
 export function writeDescriptor(fd: number, source: Uint8Array, length: number): void {
-  const address = knownAddress(source, 0, length);
+  const start = addressOf(source);
+  if (start === undefined) {
+    fs.writeSync(fd, source, 0, length);
+    return;
+  }
+  const address = inside(start, source, 0, length);
   while (interrupted(writeCall(fd, address, length), 'write'));
 }
 
 /** As fs.readSync, and faster for memory of `alignedBuffer`. */
 export function readAt(fd: number, target: Uint8Array, at: number, length: number, offset: number): number {
-  if (addressOf(target) === undefined) return fs.readSync(fd, target, at, length, offset);
-  const count = preadCall(fd, knownAddress(target, at, length), length, offset);
+  const start = addressOf(target);
+  if (start === undefined) return fs.readSync(fd, target, at, length, offset);
+  const count = preadCall(fd, inside(start, target, at, length), length, offset);
   if (count < 0) throw lastError('read');
   return count;
 }
 
 /** As fs.writeSync, which makes a call again that a signal cut short, and faster for memory of `alignedBuffer`. */
 export function writeAt(fd: number, source: Uint8Array, at: number, length: number, offset: number): number {
-  if (addressOf(source) === undefined) return fs.writeSync(fd, source, at, length, offset);
-  const address = knownAddress(source, at, length);
+  const start = addressOf(source);
+  if (start === undefined) return fs.writeSync(fd, source, at, length, offset);
+  const address = inside(start, source, at, length);
   for (;;) {
     const count = pwriteCall(fd, address, length, offset);
     if (!interrupted(count, 'write')) return count;
@@ -58,9 +65,7 @@ export function writeAt(fd: number, source: Uint8Array, at: number, length: numb
 }
 
 /** The kernel believes an address: nobody else looks whether the range lies inside. */
-function knownAddress(memory: Uint8Array, at: number, length: number): number {
-  const start = addressOf(memory);
-  if (start === undefined) throw new TypeError('not memory of alignedBuffer()');
+function inside(start: number, memory: Uint8Array, at: number, length: number): number {
   if (!(at >= 0 && length >= 0 && at + length <= memory.length)) {
     throw new RangeError(`${length} bytes at ${at} are not inside of ${memory.length} bytes`);
   }
