@@ -8,17 +8,20 @@ need_root "loop devices and mounting file systems"
 image=${1:-$scratch/vm.qed}
 mountpoint=${2:-$scratch/mnt}
 
-# attach OPTION...: a loop device over the disk in $loop, with its partitions.
+# attach OPTION...: a loop device over the disk in $loop, with its partitions; no longer there at the end.
 attach() {
   run losetup --find --show --partscan "$@" "$mountpoint/disk" | tee "$scratch/loop"
   loop=$(tail -n 1 "$scratch/loop")
-  finally "partx -d '$loop'; losetup -d '$loop'"
+  finally detach
   # Kernels without partition support leave the table to partx.
   [ -e "${loop}p1" ] || run partx -a "$loop" || true
 }
+# Once: a moment later another program may have a device of that name.
 detach() {
+  [ -n "$loop" ] || return 0
   partx -d "$loop" 2>/dev/null || true
   run losetup -d "$loop"
+  loop=
 }
 
 if [ $# -gt 0 ]; then

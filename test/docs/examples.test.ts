@@ -28,8 +28,16 @@ const OWN_SBIN = `
   mount --bind copy /usr/sbin
   cd "$1" && exec "$2"`;
 
-function runExample(t: ExecutionContext, name: string, directory: string): Promise<ScriptResult> {
-  const options = { cwd: directory, env: { TMPDIR: directory } };
+/** A losetup that writes down its arguments in `$LOSETUP_CALLS`. */
+const RECORDING_LOSETUP = '#!/bin/sh\necho "$*" >>"$LOSETUP_CALLS"\nPATH=$' + '{PATH#*:} exec losetup "$@"\n';
+
+function runExample(
+  t: ExecutionContext,
+  name: string,
+  directory: string,
+  env: NodeJS.ProcessEnv = {},
+): Promise<ScriptResult> {
+  const options = { cwd: directory, env: { TMPDIR: directory, ...env } };
   const script = path.join(EXAMPLES, name);
   if (name !== 'fstab-entry.sh' || !IS_ROOT) return runProgram(script, [], options);
   const args = ['--mount', 'bash', '-euc', OWN_SBIN, 'bash', directory, script];
@@ -47,6 +55,25 @@ for (const name of scripts) {
     t.deepEqual(fs.readdirSync(directory), []);
   });
 }
+
+test.serial(
+  'loop-mount-partitions.sh detaches a loop device once: the next moment another program has it',
+  async (t) => {
+    if (!IS_ROOT) return leaveOut(t, 'loop devices need root');
+    const directory = makeDirectory(t);
+    const tools = makeDirectory(t);
+    fs.writeFileSync(path.join(tools, 'losetup'), RECORDING_LOSETUP, { mode: 0o755 });
+    const LOSETUP_CALLS = path.join(tools, 'calls');
+    const env = { LOSETUP_CALLS, PATH: `${tools}:${process.env.PATH}` };
+    const { code, output } = await runExample(t, 'loop-mount-partitions.sh', directory, env);
+    t.is(code, 0, output);
+    const calls = fs.readFileSync(LOSETUP_CALLS, 'utf8').trim().split('\n');
+    t.deepEqual(
+      calls.map((call) => call.split(' ')[0]),
+      ['--find', '-d', '--find', '-d'],
+    );
+  },
+);
 
 test.serial('mnt-examples/README.md shows what layers.sh really prints', async (t) => {
   const directory = makeDirectory(t);
