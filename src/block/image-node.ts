@@ -3,7 +3,7 @@ import type { Below, Layer } from '../cluster/layer';
 import { BlockError } from '../errors';
 import type { ImageHeader } from '../formats/format';
 import { formatNameOf, PROBE_BYTES } from '../formats/registry';
-import type { Storage } from '../storage/storage';
+import type { HostPlace, Storage } from '../storage/storage';
 import type { BlockNode, BlockNodeStatistics, BlockStatus, WriteOptions } from './node';
 
 export class ImageNode implements BlockNode, Below {
@@ -40,12 +40,28 @@ export class ImageNode implements BlockNode, Below {
       this.layer.state.count('failedReadOperations', 1);
       throw error;
     }
-    this.layer.state.countRead(length);
+    this.countReads(1, length);
   }
 
   prefetch(offset: number, length: number): void {
     const inside = Math.min(length, this.size() - offset);
     if (inside > 0) this.layer.prefetch(offset, inside);
+  }
+
+  holding(body: () => void): void {
+    this.layer.holding(body);
+  }
+
+  locate(offset: number, length: number, place: HostPlace): boolean {
+    return length > 0 && offset + length <= this.size() && this.layer.locate(offset, length, place);
+  }
+
+  locateBelow(guest: number, length: number, place: HostPlace): boolean {
+    return this.readOnly && this.locate(guest, length, place);
+  }
+
+  countReads(operations: number, bytes: number): void {
+    this.layer.state.countReads(operations, bytes);
   }
 
   readBelow(guest: number, target: Uint8Array, at: number, length: number): void {

@@ -3,6 +3,8 @@
  * (virtual files, jobs, the command line) goes through this interface and sees no format.
  */
 
+import type { HostPlace } from '../storage/storage';
+
 /** Result of a block-status query, in the words of `qemu-img map --output=json`. */
 export interface BlockStatus {
   /** Bytes from the queried offset that share this status; > 0. */
@@ -59,6 +61,22 @@ export interface BlockNode {
 
   /** A read of this range follows: the host may fetch what it needs meanwhile, of all layers. Changes nothing; what is past the end is left out. */
   prefetch(offset: number, length: number): void;
+
+  /**
+   * For whoever makes several reads at once by himself: runs `body`, in which `locate` may be called. Until it ends what was located stays there.
+   * It does nothing else with this node meanwhile, and does not wait for what others do.
+   */
+  holding(body: () => void): void;
+
+  /**
+   * Where the range lies in a file of the host, if it does so as such and in one piece, and it takes no reading to know.
+   * pread(2) may find less than `length` there: then `read` knows what follows.
+   * @returns false: only `read` can, or can tell what is wrong
+   */
+  locate(offset: number, length: number, place: HostPlace): boolean;
+
+  /** Reads that were made where `locate` said. */
+  countReads(operations: number, bytes: number): void;
 
   /** Writes all of the range or throws. After success any reader sees it; it is on stable storage after the next `flush`. */
   write(offset: number, source: Uint8Array, at: number, length: number, options?: WriteOptions): void;

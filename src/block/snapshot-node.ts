@@ -16,6 +16,8 @@ export class SnapshotNode extends ImageNode {
     this.layer.read(offset, target, at, length);
   }
 
+  override countReads(): void {}
+
   override statistics(): BlockNodeStatistics {
     const counters = super.statistics();
     return Object.fromEntries(Object.keys(counters).map((name) => [name, 0])) as unknown as BlockNodeStatistics;

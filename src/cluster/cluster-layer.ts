@@ -7,6 +7,7 @@ import type { FormatDriver } from '../formats/driver';
 import { logOf } from '../log';
 import { type ImageState, NEED_CHECK_CLEAR } from '../shared/image-state';
 import type { TableCache } from '../shared/table-cache';
+import type { HostPlace } from '../storage/storage';
 import { alignDown, alignUp, KIB, MIB, SECTOR_SIZE } from '../units';
 import { CompressedWriter, compressorOf } from './compressed';
 import { markingCorrupt, refuseCorrupt } from './corrupt';
@@ -84,6 +85,17 @@ export class ClusterLayer implements Layer {
         done += mapping.length;
       }
     });
+  }
+
+  holding(body: () => void): void {
+    this.guarded(body);
+  }
+
+  locate(guest: number, length: number, place: HostPlace): boolean {
+    const mapping = this.mapper.peek(guest, length);
+    if (mapping.kind === 'miss' || mapping.length < length) return false;
+    if (mapping.kind === 'data') return this.driver.data.locate(mapping.offset, place);
+    return mapping.kind === 'unallocated' && this.below?.locateBelow(guest, length, place) === true;
   }
 
   write(guest: number, source: Uint8Array, at: number, length: number): void {

@@ -1,6 +1,7 @@
 /** A raw image: guest offset and host offset are the same. */
 import type { FormatDriver } from '../formats/driver';
 import type { ImageState } from '../shared/image-state';
+import type { HostPlace } from '../storage/storage';
 import { alignDown, SECTOR_SIZE } from '../units';
 import { cannotCompress } from './compressed';
 import { refuseAfterFailure, sync } from './flush';
@@ -25,6 +26,15 @@ export class FlatLayer implements Layer {
 
   prefetch(guest: number, length: number): void {
     this.driver.storage.prefetch(guest, length);
+  }
+
+  /** What lies in the file stays where it is. */
+  holding(body: () => void): void {
+    body();
+  }
+
+  locate(guest: number, _length: number, place: HostPlace): boolean {
+    return this.driver.storage.locate(guest, place);
   }
 
   write(guest: number, source: Uint8Array, at: number, length: number): void {

@@ -4,6 +4,7 @@
  */
 import type { Mapping } from '../formats/driver';
 import type { ImageState } from '../shared/image-state';
+import type { HostPlace } from '../storage/storage';
 
 /** What lies below a layer: its backing file. */
 export interface Below {
@@ -12,6 +13,8 @@ export interface Below {
   readBelow(guest: number, target: Uint8Array, at: number, length: number): void;
   /** As `BlockNode.prefetch`. */
   prefetch(guest: number, length: number): void;
+  /** As `BlockNode.locate`; false where somebody may change this layer. */
+  locateBelow(guest: number, length: number, place: HostPlace): boolean;
 }
 
 export type LayerStatus = Exclude<Mapping, { kind: 'miss' }>;
@@ -24,6 +27,10 @@ export interface Layer {
   read(guest: number, target: Uint8Array, at: number, length: number): void;
   /** The host may fetch what a read of this range needs, here and below. */
   prefetch(guest: number, length: number): void;
+  /** As `BlockNode.holding`. */
+  holding(body: () => void): void;
+  /** As `BlockNode.locate`. */
+  locate(guest: number, length: number, place: HostPlace): boolean;
   write(guest: number, source: Uint8Array, at: number, length: number): void;
   /** As `write`, of whole clusters, the last one perhaps cut by the end of the disk; those that become smaller are stored so. */
   writeCompressed(guest: number, source: Uint8Array, at: number, length: number): void;

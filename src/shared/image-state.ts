@@ -272,9 +272,9 @@ export class ImageState {
     this.lanes[this.lane + COUNTERS.indexOf(counter)] += amount;
   }
 
-  countRead(bytes: number): void {
+  countReads(operations: number, bytes: number): void {
     this.lanes[this.lane] += bytes;
-    this.lanes[this.lane + 1]++;
+    this.lanes[this.lane + 1] += operations;
   }
 
   countWrite(bytes: number, end: number): void {

@@ -7,7 +7,7 @@ import { longWait } from '../system/long-wait';
 import { seekData, seekHole } from '../system/lseek';
 import { startReading } from '../system/start-reading';
 import { readAt, writeAt } from '../system/transfer';
-import type { Storage, StorageDescriptor, StorageEvent } from './storage';
+import type { HostPlace, Storage, StorageDescriptor, StorageEvent } from './storage';
 
 /** Written where the host cannot punch holes. */
 const ZEROES = new Uint8Array(64 * 1024);
@@ -102,6 +102,12 @@ export class FileStorage implements Storage {
 
   prefetch(offset: number, length: number): void {
     startReading(this.fd, offset, length);
+  }
+
+  locate(offset: number, place: HostPlace): boolean {
+    place.fd = this.fd;
+    place.offset = offset;
+    return true;
   }
 
   write(offset: number, source: Uint8Array, at: number, length: number, _event: StorageEvent): void {

@@ -40,6 +40,10 @@ export class MemoryStorage implements Storage {
 
   prefetch(): void {}
 
+  locate(): boolean {
+    return false;
+  }
+
   write(offset: number, source: Uint8Array, at: number, length: number, _event: StorageEvent): void {
     if (this.readOnly)
       throw new BlockError('READ_ONLY', `Cannot write to "${this.path}": it is open read-only`, { path: this.path });

@@ -18,6 +18,11 @@ export class PassingStorage implements Storage {
     this.below.prefetch(offset, length);
   }
 
+  /** Those that do something on the way want to see each read. */
+  locate(): boolean {
+    return false;
+  }
+
   write(offset: number, source: Uint8Array, at: number, length: number, event: StorageEvent): void {
     this.below.write(offset, source, at, length, event);
   }

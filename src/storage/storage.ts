@@ -29,6 +29,12 @@ export type StorageDescriptor =
   | { kind: 'file'; fd: number; path: string; readOnly: boolean; isBlockDevice: boolean }
   | { kind: 'memory'; buffer: SharedArrayBuffer; path: string; readOnly: boolean };
 
+/** A range of a host file, for whoever reads it by himself. Filled by `locate`, again and again: there is one for each thread. */
+export interface HostPlace {
+  fd: number;
+  offset: number;
+}
+
 export interface Storage {
   /** The path for messages and for names relative to it. */
   readonly path: string;
@@ -42,6 +48,12 @@ export interface Storage {
 
   /** A read of this range follows: the host may fetch it meanwhile. A hint, which never fails. */
   prefetch(offset: number, length: number): void;
+
+  /**
+   * Where somebody else can read what `read` would: with pread(2), which may come out short.
+   * @returns false: only `read` can
+   */
+  locate(offset: number, place: HostPlace): boolean;
 
   /** Writes all of it or throws; the file grows when the range ends past its end. */
   write(offset: number, source: Uint8Array, at: number, length: number, event: StorageEvent): void;

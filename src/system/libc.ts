@@ -24,6 +24,13 @@ export function declare<Arguments extends unknown[]>(prototype: string): LibcFun
   return libc.func(prototype) as LibcFunction<Arguments>;
 }
 
+/** As `declare`, of a function whose result is something else. */
+export function declareOther<Arguments extends unknown[], Result>(
+  prototype: string,
+): KoffiFunc<(...args: Arguments) => Result> {
+  return libc.func(prototype) as KoffiFunc<(...args: Arguments) => Result>;
+}
+
 /** As `declare`; undefined when this C library does not have it. */
 export function declareOptional<Arguments extends unknown[]>(prototype: string): LibcFunction<Arguments> | undefined {
   try {

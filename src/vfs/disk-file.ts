@@ -11,6 +11,7 @@
  * `read` and `write` run for every request: they allocate nothing and look nothing up.
  */
 import type { BlockNode } from '../block/node';
+import type { HostPlace } from '../storage/storage';
 import { alignUp, divCeil, SECTOR_SIZE } from '../units';
 import { type FallocateMode, type FileAttributes, FileError, type OpenedFile, type OpenFlags } from './filesystem';
 import {
@@ -84,6 +85,18 @@ export class DiskFile implements VirtualFile {
 
   prefetch(offset: number, length: number): void {
     this.node.prefetch(offset, length);
+  }
+
+  holding(body: () => void): void {
+    this.node.holding(body);
+  }
+
+  locate(offset: number, length: number, place: HostPlace): boolean {
+    return this.node.locate(offset, length, place);
+  }
+
+  countReads(operations: number, bytes: number): void {
+    this.node.countReads(operations, bytes);
   }
 
   write(_handle: number, offset: number, source: Uint8Array, at: number, length: number, sync: boolean): number {

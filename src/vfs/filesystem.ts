@@ -4,6 +4,10 @@
  * `BlockError` or a `FileError`; the session turns what was thrown into exactly one reply.
  */
 
+import type { HostPlace } from '../storage/storage';
+
+export type { HostPlace };
+
 /** Errors that only file systems have, beside those of the block layer. */
 export type FileErrorCode =
   | 'ENOENT'
@@ -103,6 +107,16 @@ export interface FileSystem {
 
   /** A read of this range follows: what it needs may be fetched meanwhile. Returns at once as a rule. */
   prefetch(ino: number, offset: number, length: number): void;
+
+  /**
+   * For whoever makes several reads of one file at once by himself: runs `body`, in which `locate` may be called for this file and nothing else.
+   * Until it ends what was located stays there.
+   */
+  holding(ino: number, body: () => void): void;
+  /** @returns whether the whole range can be read at `place`; a read that finds less, or fails, is for `read` to make again */
+  locate(ino: number, offset: number, length: number, place: HostPlace): boolean;
+  /** Reads that were made where `locate` said. */
+  countReads(ino: number, operations: number, bytes: number): void;
 
   /**
    * @param sync the data must be on stable storage before this returns (O_SYNC, O_DSYNC)

@@ -7,6 +7,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import type { BlockNode } from '../block/node';
 import { logOf } from '../log';
+import type { HostPlace } from '../storage/storage';
 import { Directory } from './directory';
 import { DiskFile } from './disk-file';
 import type {
@@ -165,6 +166,20 @@ class ImageFileSystem implements FileSystem {
 
   prefetch(ino: number, offset: number, length: number): void {
     this.file(ino).prefetch?.(offset, length);
+  }
+
+  holding(ino: number, body: () => void): void {
+    const file = this.file(ino);
+    if (file.holding === undefined) body();
+    else file.holding(body);
+  }
+
+  locate(ino: number, offset: number, length: number, place: HostPlace): boolean {
+    return this.file(ino).locate?.(offset, length, place) === true;
+  }
+
+  countReads(ino: number, operations: number, bytes: number): void {
+    this.file(ino).countReads?.(operations, bytes);
   }
 
   write(

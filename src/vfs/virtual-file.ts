@@ -1,4 +1,5 @@
 /** What every file of a mount can do, and what all kinds have in common. */
+import type { HostPlace } from '../storage/storage';
 import type { FallocateMode, FileAttributes, OpenedFile, OpenFlags } from './filesystem';
 
 /** A file that holds bytes. The methods are those of `FileSystem`, for one inode. */
@@ -10,6 +11,10 @@ export interface VirtualFile {
   read(handle: number, offset: number, target: Uint8Array, at: number, length: number): number;
   /** Only where a read may wait for the host's disk. */
   prefetch?(offset: number, length: number): void;
+  /** The three only where a file of the host holds the bytes. */
+  holding?(body: () => void): void;
+  locate?(offset: number, length: number, place: HostPlace): boolean;
+  countReads?(operations: number, bytes: number): void;
   write(handle: number, offset: number, source: Uint8Array, at: number, length: number, sync: boolean): number;
   fsync(handle: number): void;
   setSize(size: number): void;

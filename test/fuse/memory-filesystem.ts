@@ -235,6 +235,16 @@ export class MemoryFileSystem implements FileSystem {
     return got;
   }
 
+  holding(_ino: number, body: () => void): void {
+    body();
+  }
+
+  locate(): boolean {
+    return false;
+  }
+
+  countReads(): void {}
+
   prefetch(): void {
     const reads = Atomics.load(this.counters, EVENTS.indexOf('reads'));
     this.count('prefetches');

@@ -25,6 +25,7 @@ import { Spinner } from './spinner';
 const { EIO } = constants.errno;
 
 const TWO_32 = 2 ** 32;
+const READ_WORDS = READ_BYTES / 4;
 
 /** Answers of `receive` beside a request's length, which is at least 40. */
 export const NOTHING = 0;
@@ -52,7 +53,7 @@ export class Channel {
   /** Does not block. Undefined: not opened yet; -1: cannot be had, or closed. */
   private second: number | undefined;
   /** The fixed parts of the requests that were put aside, one behind the other, their lengths, and where each was read. */
-  private readonly aside = Buffer.alloc(ASIDE_MAX * READ_BYTES);
+  private readonly aside = new Uint32Array(ASIDE_MAX * READ_WORDS);
   private readonly asideLengths = new Int32Array(ASIDE_MAX);
   private readonly asideSources = new Int32Array(ASIDE_MAX);
   private asideCount = 0;
@@ -116,7 +117,9 @@ export class Channel {
    */
   putAside(length: number): void {
     const place = this.asideCount++;
-    this.request.copy(this.aside, place * READ_BYTES, 0, READ_BYTES);
+    const { request32, aside } = this;
+    // A loop: a call that copies takes longer than so few words.
+    for (let word = 0; word < READ_WORDS; word++) aside[place * READ_WORDS + word] = request32[word];
     this.asideLengths[place] = length;
     this.asideSources[place] = this.source;
     this.answered = true;
@@ -131,10 +134,31 @@ export class Channel {
     const place = this.resumedCount++;
     // All places are free again.
     if (this.resumedCount === this.asideCount) this.resumedCount = this.asideCount = 0;
-    this.aside.copy(this.request, 0, place * READ_BYTES, (place + 1) * READ_BYTES);
+    const { request32, aside } = this;
+    for (let word = 0; word < READ_WORDS; word++) request32[word] = aside[place * READ_WORDS + word];
     this.source = this.asideSources[place];
     this.answered = false;
     return this.asideLengths[place];
+  }
+
+  /** Those that were put aside have been answered otherwise. */
+  dropAside(): void {
+    this.asideCount = 0;
+  }
+
+  /** Whether several requests are likely to be there: instead of `receive`, `receiveMore` is then asked until there is none. */
+  expectsSeveral(): boolean {
+    return this.spinner.expectsSeveral();
+  }
+
+  /** @param count how many were served together; @param isEmpty there was none at all */
+  tookTogether(count: number, isEmpty: boolean): void {
+    this.spinner.tookTogether(count, isEmpty);
+  }
+
+  /** Where the request that is being served was read. */
+  get sourceDescriptor(): number {
+    return this.source;
   }
 
   /** The shared descriptor stays open. */

@@ -21,6 +21,8 @@ const TIMED_READ = 8;
 export const SMALL_READ = 64 * 1024;
 /** Longer than the page cache ever takes for a small read, shorter than any disk, ms. */
 const DISK_MS = 0.1;
+/** About what the page cache takes for one, ms. */
+const CACHE_MS = 0.01;
 /** Longer than an SSD takes as a rule, shorter than the seek of a hard disk, ms. */
 const SLOW_DISK_MS = 4;
 /** So many timed reads in a row: one alone may only have been interrupted. */
@@ -206,10 +208,11 @@ export class Seats {
   /**
    * When reads take long, others are to be taken meanwhile: several by each worker if they wait for the disk, by more workers otherwise. On
    * busy processors reads of the page cache take long at times, too, so the time alone does not tell.
+   * @param reads made at once
    */
-  endRead(began: number): void {
+  endRead(began: number, reads = 1): void {
     if (began === 0) return;
-    const ms = this.now() - began;
+    const ms = this.now() - began - (reads - 1) * CACHE_MS;
     this.diskReads = ms > DISK_MS ? this.diskReads + 1 : 0;
     this.slowDiskReads = ms > SLOW_DISK_MS ? this.slowDiskReads + 1 : 0;
     if (this.disk === DISK.NONE) {
@@ -250,6 +253,10 @@ export class Seats {
   endWaiting(): void {
     Atomics.add(this.words, REQUESTS, 1);
     Atomics.sub(this.words, WAITING, 1);
+  }
+
+  countRequests(count: number): void {
+    Atomics.add(this.words, REQUESTS, count);
   }
 
   /** @returns whether nobody else polls */

@@ -3,12 +3,12 @@
  * has the rest.
  *
  * READ costs three system calls (the request, the image, the reply) and creates no garbage: the file system reads straight into the
- * reply behind its header, and one write(2) sends both.
+ * reply behind its header, and one write(2) sends both. While there is a queue, several READs share the second and the third (`read-batch.ts`).
  */
 import { constants } from 'node:os';
 import { logOf } from '../../log';
 import { onLongWait } from '../../system/long-wait';
-import type { FileSystem } from '../../vfs/filesystem';
+import type { FileSystem, HostPlace } from '../../vfs/filesystem';
 import { errnoOf } from '../errno';
 import { type KernelServeOptions, MAX_REQUEST } from '../session';
 import { ASIDE_MAX, Channel, ENDED, NOTHING } from './channel';
@@ -33,6 +33,7 @@ import {
   serveStatistics,
 } from './operations';
 import { IN, IO_IN, O_DSYNC, OPCODE, OUT_HEADER_BYTES, RENAME_IN } from './protocol';
+import { ReadBatch } from './read-batch';
 import { createSeats, DISK, Seats, SMALL_READ } from './seats';
 
 const log = logOf('fuse:kernel');
@@ -55,6 +56,10 @@ class KernelServer {
   private readonly fileSystem: FileSystem;
   private readonly options: KernelServeOptions;
   private readonly trace = log.enabled;
+  /** Opened with the first queue. */
+  private batch: ReadBatch | 'unavailable' | undefined;
+  /** As `serveQueue` returns it. */
+  private left = NOTHING;
 
   constructor(fd: number, fileSystem: FileSystem, options: KernelServeOptions) {
     this.seats = new Seats(options.seats ?? createSeats(1, 1));
@@ -69,7 +74,8 @@ class KernelServer {
     onLongWait({ begins: (forOthers) => seats.stepAside(forOthers, channel), ends: () => seats.stepBack() });
     try {
       for (;;) {
-        const length = channel.receive();
+        let length = seats.disk === DISK.NONE && channel.expectsSeveral() ? this.serveQueue() : NOTHING;
+        if (length === NOTHING) length = channel.receive();
         if (length === ENDED) return;
         if (length !== NOTHING) {
           if (seats.disk !== DISK.NONE && this.isSmallRead() && channel.canReceiveMore) this.serveReads(length);
@@ -82,6 +88,7 @@ class KernelServer {
       onLongWait(undefined);
       seats.stand();
       channel.close();
+      if (this.batch !== 'unavailable') this.batch?.close();
     }
   }
 
@@ -111,6 +118,84 @@ class KernelServer {
     }
     seats.endReading(reads);
     if (length > 0) this.serve(length);
+  }
+
+  /**
+   * While there is a queue: takes what is there, and makes and answers small READs of one file together. The first request that is
+   * something else ends that; it is served after them, in its turn.
+   * @returns the length of that request, which is in the channel, as `Channel.receive`; NOTHING: there is none
+   */
+  private serveQueue(): number {
+    const { channel, seats } = this;
+    this.batch ??= ReadBatch.open() ?? 'unavailable';
+    if (this.batch === 'unavailable' || !channel.canReceiveMore) return NOTHING;
+    this.left = channel.receiveMore();
+    let count = 0;
+    if (this.left > 0) seats.countRequests(1);
+    if (this.left > 0 && this.isSmallRead()) count = this.serveBatch(this.batch);
+    channel.tookTogether(count, this.left === NOTHING && count === 0);
+    return this.left;
+  }
+
+  /**
+   * The READ in the channel, and those that follow it, if their bytes can be had without the engine.
+   * @returns how many
+   */
+  private serveBatch(batch: ReadBatch): number {
+    const { channel, fileSystem } = this;
+    const node = channel.u64(IN.NODE);
+    try {
+      fileSystem.holding(node, () => this.gather(batch, node));
+    } catch (error) {
+      // What is wrong with the file, the READ itself will meet and tell. Of a ring that fails nobody knows what it still does.
+      if (!batch.isEmpty) throw error;
+      log('gather: %s', error);
+    }
+    const { count } = batch;
+    if (batch.unanswered > 0) this.serveUnanswered(batch);
+    else channel.dropAside();
+    batch.clear();
+    return count;
+  }
+
+  /** All that `holding` holds places for: nothing here waits for other threads, or for a request. */
+  private gather(batch: ReadBatch, node: number): void {
+    const { channel, seats } = this;
+    while (this.left > 0 && this.isSmallRead() && channel.u64(IN.NODE) === node && this.locate(node, batch.place)) {
+      batch.push(channel);
+      channel.putAside(this.left);
+      this.left = batch.isFull ? NOTHING : channel.receiveMore();
+    }
+    if (batch.isEmpty) return;
+    const began = seats.startRead(SMALL_READ);
+    batch.run();
+    seats.endRead(began, batch.count);
+    seats.countRequests(batch.count - (this.left > 0 ? 0 : 1));
+    this.fileSystem.countReads(node, batch.count - batch.unanswered, batch.answeredBytes);
+  }
+
+  /** Reads that came out short or failed: as any other, so that somebody tells what is wrong. */
+  private serveUnanswered(batch: ReadBatch): void {
+    const { channel } = this;
+    if (this.left > 0) channel.putAside(this.left);
+    for (let index = 0; index < batch.count; index++) {
+      const length = channel.resume();
+      if (batch.isAnswered(index)) channel.leaveUnanswered();
+      else this.serve(length);
+    }
+    this.left = this.left > 0 ? channel.resume() : this.left;
+  }
+
+  private locate(node: number, place: HostPlace): boolean {
+    const { channel } = this;
+    const offset = channel.u64(IO_IN.OFFSET);
+    if (offset > Number.MAX_SAFE_INTEGER - MAX_REQUEST) return false;
+    try {
+      return this.fileSystem.locate(node, offset, channel.u32(IO_IN.SIZE), place);
+    } catch (error) {
+      log('locate: %s', error);
+      return false;
+    }
   }
 
   private isSmallRead(): boolean {

@@ -24,12 +24,19 @@ const QUEUE_POLLS = 5;
 const PATIENCE = 5;
 /** Most requests that are taken without polling. */
 const SKIP_MAX = 16;
+/** As many taken together are worth it. */
+const SEVERAL = 3;
+/** Most requests that are taken singly before several are tried again. */
+const REST_MAX = 32;
 
 export class Spinner {
   private readonly poll: ReadablePoll;
   private skip = 0;
   /** How many requests to take without polling when the next is there at once: doubled each time, so that it takes a queue. */
   private skipNext = 1;
+  /** How many requests to take singly, and how many the next time. */
+  private rest = 0;
+  private nextRest = 1;
 
   constructor(
     fd: number,
@@ -40,6 +47,29 @@ export class Spinner {
 
   get isAsked(): boolean {
     return this.poll.ready();
+  }
+
+  /** There was a request at once for a while, so that there is a queue, and it pays to take several of it together. Asked before each `spin`. */
+  expectsSeveral(): boolean {
+    if (this.skip === 0 || this.skipNext < SKIP_MAX) return false;
+    if (this.rest === 0) return true;
+    this.rest--;
+    return false;
+  }
+
+  /**
+   * Two programs that wait for one block each look like a queue to two workers, but have no requests to take together: as long as few
+   * are there, it is tried less and less often.
+   * @param count how many requests were taken together; @param isEmpty the queue has ended
+   */
+  tookTogether(count: number, isEmpty: boolean): void {
+    if (isEmpty) this.skip = 0;
+    if (count >= SEVERAL) {
+      this.nextRest = 1;
+      return;
+    }
+    this.rest = this.nextRest;
+    this.nextRest = Math.min(2 * this.nextRest, REST_MAX);
   }
 
   /** Returns when there is a request, or when it is better to sleep. */

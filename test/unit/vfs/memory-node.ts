@@ -54,6 +54,16 @@ export class MemoryNode implements BlockNode {
     });
   }
 
+  holding(body: () => void): void {
+    body();
+  }
+
+  locate(): boolean {
+    return false;
+  }
+
+  countReads(): void {}
+
   prefetch(): void {}
 
   write(offset: number, source: Uint8Array, at: number, length: number): void {
