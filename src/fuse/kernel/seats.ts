@@ -50,7 +50,9 @@ const TURNS = 9;
 const TURN_READS = 10;
 /** How many may sit once reads take long. */
 const BUSY_LIMIT = 11;
-const WORDS = 12;
+/** Counts requests that were taken together from a queue. */
+const TOGETHER = 12;
+const WORDS = 13;
 // Words that are read without Atomics: whoever reads them decides about speed only, or looks again; an Atomics.load is a call (docs/adr/0012-parked-workers.md).
 
 /** What reads wait for. NONE: the page cache answers. */
@@ -115,6 +117,11 @@ export class Seats {
   /** How many requests have been taken; wraps. */
   get requests(): number {
     return Atomics.load(this.words, REQUESTS);
+  }
+
+  /** How many of them were taken together from a queue; wraps. */
+  get together(): number {
+    return Atomics.load(this.words, TOGETHER);
   }
 
   /** Whoever waits for a request is not the only one. */
@@ -257,6 +264,10 @@ export class Seats {
 
   countRequests(count: number): void {
     Atomics.add(this.words, REQUESTS, count);
+  }
+
+  countTogether(count: number): void {
+    Atomics.add(this.words, TOGETHER, count);
   }
 
   /** @returns whether nobody else polls */

@@ -66,6 +66,7 @@ export class Spinner {
     if (isEmpty) this.skip = 0;
     if (count >= SEVERAL) {
       this.nextRest = 1;
+      this.seats.countTogether(count);
       return;
     }
     this.rest = this.nextRest;

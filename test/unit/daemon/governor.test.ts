@@ -1,5 +1,5 @@
 import test from 'ava';
-import { BUSY_SEATS, CALM_SEATS, COLD_SEATS, Governor } from '../../../src/daemon/governor';
+import { BUSY_SEATS, CALM_SEATS, COLD_SEATS, Governor, QUEUE_SEATS } from '../../../src/daemon/governor';
 import { createSeats, DISK, Seats } from '../../../src/fuse/kernel/seats';
 
 const WORKERS = Math.max(8, 2 * BUSY_SEATS);
@@ -179,4 +179,52 @@ test('Governor: it can be told that no request may keep the others waiting any m
   seats.allow(WORKERS);
   governor.endCold();
   t.is(seats.limit, WORKERS);
+});
+
+test('Governor: few sit while requests are taken together from a queue, and as many as before once they are not', (t) => {
+  const { seats, governor, ask, look } = setUpCold();
+  ask(20_000);
+  look();
+  t.is(seats.limit, CALM_SEATS);
+  for (let i = 0; i < CALM_LOOKS; i++) {
+    ask(2000);
+    seats.countTogether(1200);
+    look();
+    t.is(seats.limit, QUEUE_SEATS);
+    t.true(governor.isCalm);
+  }
+  ask(2000);
+  seats.countTogether(100);
+  look();
+  t.is(seats.limit, CALM_SEATS);
+});
+
+test('Governor: from the first requests on few sit when these make a queue', (t) => {
+  const { seats, ask, look } = setUpCold();
+  ask(20_000);
+  seats.countTogether(18_000);
+  look();
+  t.is(seats.limit, QUEUE_SEATS);
+});
+
+test('Governor: a queue that one worker is held up before gets others at the next look', (t) => {
+  const { seats, state, ask, look } = setUpCold();
+  const queue = () => {
+    ask(20_000);
+    seats.countTogether(18_000);
+    look();
+    t.is(seats.limit, QUEUE_SEATS);
+  };
+  queue();
+  ask(3);
+  seats.countTogether(3);
+  look();
+  t.is(seats.limit, CALM_SEATS, 'by a request that takes long');
+  queue();
+  state.onDisk = 1;
+  ask(20_000);
+  seats.countTogether(18_000);
+  seats.endWaiting();
+  look();
+  t.is(seats.limit, CALM_SEATS, 'by the disk');
 });
