@@ -165,15 +165,15 @@ export class Governor {
 /**
  * Where the kernel lets a thread sleep that waits for the disk: for a page to be read or written, or for room in the disk's queue. Not
  * among them are the locks of the host's file systems: while one thread writes to an image's file the others wait for it, and more
- * of them would only wait, too.
+ * of them would only wait, too. A worker waits for its ring only while reads in it wait for the disk.
  */
-const ON_DISK = /folio_wait|page_bit|lock_page|wait_on_buffer|^blk_/;
+const ON_DISK = /folio_wait|page_bit|lock_page|wait_on_buffer|^blk_|io_cqring_wait/;
 
 /**
  * Threads of this process that wait for the disk. Source: proc(5), /proc/PID/wchan. A kernel that does not name the place (without
  * CONFIG_KALLSYMS) has none: workers are then only added while nobody asks, and what slow reads change ends after a second, until the next.
  */
-function threadsOnDisk(): number {
+export function threadsOnDisk(): number {
   let count = 0;
   for (const tid of fs.readdirSync('/proc/self/task')) {
     try {

@@ -15,7 +15,7 @@ import { declare, declareOther, lastErrno, lastError, SystemError } from './libc
 
 const { EAGAIN, EBUSY, EINTR } = constants.errno;
 
-/** The same number on all architectures. */
+/** x86-64, arm64 and most others. */
 const SYS_IO_URING_SETUP = 425;
 const SYS_IO_URING_ENTER = 426;
 
@@ -85,18 +85,25 @@ export class IoRing {
     params.writeUInt32LE(SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN, PARAMS.FLAGS);
     const fd = setupCall(SYS_IO_URING_SETUP, entries, params);
     if (fd < 0) throw lastError('io_uring_setup');
+    const memories: Memory[] = [];
     try {
+      // Some sandboxes allow the one call and not the other.
+      if (enterCall(SYS_IO_URING_ENTER, fd, 0, 0, 0, 0, 0) < 0) throw lastError('io_uring_enter');
       if ((params.readUInt32LE(PARAMS.FEATURES) & FEATURE_SINGLE_MMAP) === 0)
         throw new SystemError(constants.errno.ENOSYS, 'io_uring_setup');
-      return new IoRing(fd, entries, params);
+      // Twice as many completions as entries, as the kernel has it.
+      const completionsEnd = params.readUInt32LE(PARAMS.CQES) + 2 * entries * CQE_BYTES;
+      const ringBytes = Math.max(params.readUInt32LE(PARAMS.SQ_ARRAY) + entries * 4, completionsEnd);
+      memories.push(new Memory(fd, ringBytes, MAP_RINGS));
+      memories.push(new Memory(fd, entries * SQE_BYTES, MAP_SQES));
+      return new IoRing(fd, entries, params, memories);
     } catch (error) {
+      for (const memory of memories) memory.unmap();
       fs.closeSync(fd);
       throw error;
     }
   }
 
-  private readonly rings: Memory;
-  private readonly sqeMemory: Memory;
   private readonly words: Int32Array;
   private readonly sqes: Int32Array;
   private readonly at: { sqHead: number; sqTail: number; cqHead: number; cqTail: number; cqes: number };
@@ -107,14 +114,10 @@ export class IoRing {
     private readonly fd: number,
     private readonly entries: number,
     params: Buffer,
+    private readonly memories: readonly Memory[],
   ) {
     const field = (at: number): number => params.readUInt32LE(at);
-    // Twice as many completions as entries, as the kernel has it.
-    const ringBytes = Math.max(field(PARAMS.SQ_ARRAY) + entries * 4, field(PARAMS.CQES) + 2 * entries * CQE_BYTES);
-    this.rings = new Memory(fd, ringBytes, MAP_RINGS);
-    this.sqeMemory = new Memory(fd, entries * SQE_BYTES, MAP_SQES);
-    this.words = this.rings.words;
-    this.sqes = this.sqeMemory.words;
+    [this.words, this.sqes] = memories.map(({ words }) => words);
     this.at = {
       sqHead: field(PARAMS.SQ_HEAD) / 4,
       sqTail: field(PARAMS.SQ_TAIL) / 4,
@@ -151,9 +154,13 @@ export class IoRing {
     const { words, at, results } = this;
     for (let ended = 0; ended < this.pushed; ) {
       const waiting = (words[at.sqTail] - words[at.sqHead]) | 0;
-      if (enterCall(SYS_IO_URING_ENTER, this.fd, waiting, this.pushed - ended, ENTER_GETEVENTS, 0, 0) < 0) {
+      const taken = enterCall(SYS_IO_URING_ENTER, this.fd, waiting, this.pushed - ended, ENTER_GETEVENTS, 0, 0);
+      if (taken < 0) {
         const errno = lastErrno();
         if (errno !== EINTR && errno !== EAGAIN && errno !== EBUSY) throw new SystemError(errno, 'io_uring_enter');
+      } else if (taken < waiting && this.isLinked(words[at.sqHead] - 1)) {
+        // Out of memory in the midst of a chain: its rest would not wait for what it depends on.
+        throw new SystemError(constants.errno.ENOMEM, 'io_uring_enter');
       }
       let head = words[at.cqHead];
       for (const tail = words[at.cqTail]; head !== tail; head = (head + 1) | 0, ended++) {
@@ -167,8 +174,11 @@ export class IoRing {
 
   close(): void {
     fs.closeSync(this.fd);
-    this.rings.unmap();
-    this.sqeMemory.unmap();
+    for (const memory of this.memories) memory.unmap();
+  }
+
+  private isLinked(place: number): boolean {
+    return (this.sqes[(place & this.sqMask) * SQE_WORDS] & LINK_NEXT) !== 0;
   }
 
   private push(operation: number, fd: number, address: number, length: number, low: number, high: number): void {

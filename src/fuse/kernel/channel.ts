@@ -146,12 +146,12 @@ export class Channel {
     this.asideCount = 0;
   }
 
-  /** Whether several requests are likely to be there: instead of `receive`, `receiveMore` is then asked until there is none. */
+  /** Whether several requests are likely to be there: `receiveMore` is then to be asked before `receive`. */
   expectsSeveral(): boolean {
     return this.spinner.expectsSeveral();
   }
 
-  /** @param count how many were served together; @param isEmpty there was none at all */
+  /** @param count how many were answered together; @param isEmpty there was no request at all */
   tookTogether(count: number, isEmpty: boolean): void {
     this.spinner.tookTogether(count, isEmpty);
   }

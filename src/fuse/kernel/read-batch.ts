@@ -93,9 +93,12 @@ export class ReadBatch {
 
   /** After `run`. ENOENT, ENODEV: the caller was interrupted, or the mount is going away; nobody waits. */
   isAnswered(index: number): boolean {
-    const [read, written] = [this.ring.results[2 * index], this.ring.results[2 * index + 1]];
+    const { results } = this.ring;
     const size = this.sizes[index];
-    return read === size && (written === OUT_HEADER_BYTES + size || written === -ENOENT || written === -ENODEV);
+    const written = results[2 * index + 1];
+    return (
+      results[2 * index] === size && (written === OUT_HEADER_BYTES + size || written === -ENOENT || written === -ENODEV)
+    );
   }
 
   clear(): void {

@@ -212,6 +212,11 @@ export class Seats {
     return isTimed ? this.now() : 0;
   }
 
+  /** As `startRead`, of reads that are made at once: all are timed. */
+  startReads(): number {
+    return this.now();
+  }
+
   /**
    * When reads take long, others are to be taken meanwhile: several by each worker if they wait for the disk, by more workers otherwise. On
    * busy processors reads of the page cache take long at times, too, so the time alone does not tell.

@@ -2,7 +2,7 @@
  * The loop of a worker thread: one request after the other, each served to its end. Read this file for the hot path; `operations.ts`
  * has the rest.
  *
- * READ costs three system calls (the request, the image, the reply) and creates no garbage: the file system reads straight into the
+ * READ costs three system calls (the request, the image, the reply) and creates hardly any garbage: the file system reads straight into the
  * reply behind its header, and one write(2) sends both. While there is a queue, several READs share the second and the third (`read-batch.ts`).
  */
 import { constants } from 'node:os';
@@ -127,19 +127,21 @@ class KernelServer {
    */
   private serveQueue(): number {
     const { channel, seats } = this;
+    if (!channel.canReceiveMore) return NOTHING;
     this.batch ??= ReadBatch.open() ?? 'unavailable';
-    if (this.batch === 'unavailable' || !channel.canReceiveMore) return NOTHING;
+    if (this.batch === 'unavailable') return NOTHING;
     this.left = channel.receiveMore();
+    const isEmpty = this.left === NOTHING;
     let count = 0;
     if (this.left > 0) seats.countRequests(1);
     if (this.left > 0 && this.isSmallRead()) count = this.serveBatch(this.batch);
-    channel.tookTogether(count, this.left === NOTHING && count === 0);
+    channel.tookTogether(count, isEmpty);
     return this.left;
   }
 
   /**
    * The READ in the channel, and those that follow it, if their bytes can be had without the engine.
-   * @returns how many
+   * @returns how many were answered together
    */
   private serveBatch(batch: ReadBatch): number {
     const { channel, fileSystem } = this;
@@ -151,11 +153,11 @@ class KernelServer {
       if (!batch.isEmpty) throw error;
       log('gather: %s', error);
     }
-    const { count } = batch;
+    const answered = batch.count - batch.unanswered;
     if (batch.unanswered > 0) this.serveUnanswered(batch);
     else channel.dropAside();
     batch.clear();
-    return count;
+    return answered;
   }
 
   /** All that `holding` holds places for: nothing here waits for other threads, or for a request. */
@@ -167,7 +169,7 @@ class KernelServer {
       this.left = batch.isFull ? NOTHING : channel.receiveMore();
     }
     if (batch.isEmpty) return;
-    const began = seats.startRead(SMALL_READ);
+    const began = seats.startReads();
     batch.run();
     seats.endRead(began, batch.count);
     seats.countRequests(batch.count - (this.left > 0 ? 0 : 1));

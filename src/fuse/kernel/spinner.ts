@@ -49,7 +49,8 @@ export class Spinner {
     return this.poll.ready();
   }
 
-  /** There was a request at once for a while, so that there is a queue, and it pays to take several of it together. Asked before each `spin`. */
+  /** There was a request at once for a while, so that there is a queue, and it pays to take several of it together.
+   * Where it does not, this counts the requests until it is tried again: it is asked once before each. */
   expectsSeveral(): boolean {
     if (this.skip === 0 || this.skipNext < SKIP_MAX) return false;
     if (this.rest === 0) return true;
@@ -60,7 +61,7 @@ export class Spinner {
   /**
    * Two programs that wait for one block each look like a queue to two workers, but have no requests to take together: as long as few
    * are there, it is tried less and less often.
-   * @param count how many requests were taken together; @param isEmpty the queue has ended
+   * @param count how many requests were taken together; @param isEmpty there was none at all: the queue has ended
    */
   tookTogether(count: number, isEmpty: boolean): void {
     if (isEmpty) this.skip = 0;

@@ -1,6 +1,13 @@
+import { execFileSync } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { setImmediate as soon } from 'node:timers/promises';
+import { Worker } from 'node:worker_threads';
 import test from 'ava';
-import { BUSY_SEATS, CALM_SEATS, COLD_SEATS, Governor, QUEUE_SEATS } from '../../../src/daemon/governor';
+import { BUSY_SEATS, CALM_SEATS, COLD_SEATS, Governor, QUEUE_SEATS, threadsOnDisk } from '../../../src/daemon/governor';
 import { createSeats, DISK, Seats } from '../../../src/fuse/kernel/seats';
+import { IoRing } from '../../../src/system/io-ring';
+import { temporaryDirectory } from '../../helpers/images';
 
 const WORKERS = Math.max(8, 2 * BUSY_SEATS);
 /** More looks without anybody on the disk than it takes until all is as at first. */
@@ -227,4 +234,39 @@ test('Governor: a queue that one worker is held up before gets others at the nex
   seats.endWaiting();
   look();
   t.is(seats.limit, CALM_SEATS, 'by the disk');
+});
+
+/** Reads from a FIFO through a ring. */
+const RING_READER = `
+  const { workerData, parentPort } = require('worker_threads');
+  const { IoRing } = require(workerData.module);
+  const { addressOf, alignedBuffer } = require(workerData.buffers);
+  const memory = alignedBuffer(4096, 0);
+  const ring = IoRing.open(2);
+  ring.pushRead(workerData.fd, addressOf(memory), 5, 0, false);
+  ring.run();
+  ring.close();
+  parentPort.postMessage(memory.toString('latin1', 0, 5));
+`;
+
+test.serial('threadsOnDisk() counts a worker whose reads in a ring have not come', async (t) => {
+  try {
+    IoRing.open(2).close();
+  } catch (error) {
+    t.log(`left out: ${error}`);
+    return t.pass();
+  }
+  const fifo = path.join(temporaryDirectory(t), 'fifo');
+  execFileSync('mkfifo', [fifo]);
+  const fd = fs.openSync(fifo, 'r+');
+  t.teardown(() => fs.closeSync(fd));
+  t.is(threadsOnDisk(), 0);
+  const [module, buffers] = ['io-ring', 'aligned-buffer'].map((name) => require.resolve(`../../../src/system/${name}`));
+  const worker = new Worker(RING_READER, { eval: true, workerData: { fd, module, buffers }, trackUnmanagedFds: false });
+  const came = new Promise((resolve) => worker.once('message', resolve));
+  const end = Date.now() + 20_000;
+  while (threadsOnDisk() === 0 && Date.now() < end) await soon();
+  t.is(threadsOnDisk(), 1);
+  fs.writeSync(fd, 'bytes');
+  t.is(await came, 'bytes');
 });

@@ -216,3 +216,27 @@ test('Seats: the one too many gives its seat away between two requests', async (
   await Promise.all([other.leave(), third.leave()]);
   t.false(seats.allBusy);
 });
+
+test('Seats: reads that were made at once are no disk when each takes as long as the page cache', (t) => {
+  // Zero would say that nothing is timed.
+  let ms = 1000;
+  let blocks = 0;
+  const seats = new Seats(
+    createSeats(1, 4),
+    () => blocks,
+    () => ms,
+  );
+  const read = (reads: number, takes: number) => {
+    const began = seats.startReads();
+    ms += takes;
+    blocks++;
+    seats.endRead(began, reads);
+  };
+  for (let round = 0; round < 5; round++) read(8, 0.16);
+  t.is(seats.disk, DISK.NONE);
+  t.is(seats.limit, 1);
+  // The disk serves them at the same time.
+  for (let round = 0; round < 2; round++) read(8, 0.25);
+  t.is(seats.disk, DISK.FAST);
+  t.is(seats.limit, 4);
+});
