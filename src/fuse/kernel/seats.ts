@@ -21,8 +21,6 @@ const TIMED_READ = 8;
 export const SMALL_READ = 64 * 1024;
 /** Longer than the page cache ever takes for a small read, shorter than any disk, ms. */
 const DISK_MS = 0.1;
-/** About what the page cache takes for one, ms. */
-const CACHE_MS = 0.01;
 /** Longer than an SSD takes as a rule, shorter than the seek of a hard disk, ms. */
 const SLOW_DISK_MS = 4;
 /** So many timed reads in a row: one alone may only have been interrupted. */
@@ -212,19 +210,24 @@ export class Seats {
     return isTimed ? this.now() : 0;
   }
 
-  /** As `startRead`, of reads that are made at once: all are timed. */
+  /**
+   * When reads take long, others are to be taken meanwhile: several by each worker if they wait for the disk, by more workers otherwise. On
+   * busy processors reads of the page cache take long at times, too, so the time alone does not tell.
+   */
+  endRead(began: number): void {
+    if (began !== 0) this.judge(this.now() - began, false);
+  }
+
+  /** As `startRead` and `endRead`, of plain reads that are made at once: when these take long without the disk, the processors are busy. */
   startReads(): number {
     return this.now();
   }
 
-  /**
-   * When reads take long, others are to be taken meanwhile: several by each worker if they wait for the disk, by more workers otherwise. On
-   * busy processors reads of the page cache take long at times, too, so the time alone does not tell.
-   * @param reads made at once
-   */
-  endRead(began: number, reads = 1): void {
-    if (began === 0) return;
-    const ms = this.now() - began - (reads - 1) * CACHE_MS;
+  endReads(began: number): void {
+    this.judge(this.now() - began, true);
+  }
+
+  private judge(ms: number, onlyDisk: boolean): void {
     this.diskReads = ms > DISK_MS ? this.diskReads + 1 : 0;
     this.slowDiskReads = ms > SLOW_DISK_MS ? this.slowDiskReads + 1 : 0;
     if (this.disk === DISK.NONE) {
@@ -232,6 +235,7 @@ export class Seats {
       const blocks = this.blocks();
       const fromDisk = blocks !== this.blocksBefore;
       this.blocksBefore = blocks;
+      if (onlyDisk && !fromDisk) this.diskReads = 0;
       if (this.diskReads < IN_A_ROW) return;
       if (fromDisk) this.setDisk(DISK.FAST);
       if (this.limit < this.words[BUSY_LIMIT]) this.allow(this.words[BUSY_LIMIT]);

@@ -171,7 +171,7 @@ class KernelServer {
     if (batch.isEmpty) return;
     const began = seats.startReads();
     batch.run();
-    seats.endRead(began, batch.count);
+    seats.endReads(began);
     seats.countRequests(batch.count - (this.left > 0 ? 0 : 1));
     this.fileSystem.countReads(node, batch.count - batch.unanswered, batch.answeredBytes);
   }

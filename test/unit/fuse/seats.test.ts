@@ -217,26 +217,29 @@ test('Seats: the one too many gives its seat away between two requests', async (
   t.false(seats.allBusy);
 });
 
-test('Seats: reads that were made at once are no disk when each takes as long as the page cache', (t) => {
-  // Zero would say that nothing is timed.
+test('Seats: reads that were made at once tell of the disk only when blocks were read', (t) => {
   let ms = 1000;
-  let blocks = 0;
+  let blocks = 7;
   const seats = new Seats(
     createSeats(1, 4),
     () => blocks,
     () => ms,
   );
-  const read = (reads: number, takes: number) => {
+  const read = (takes: number, read: number) => {
     const began = seats.startReads();
     ms += takes;
-    blocks++;
-    seats.endRead(began, reads);
+    blocks += read;
+    seats.endReads(began);
   };
-  for (let round = 0; round < 5; round++) read(8, 0.16);
+  read(0.2, 0);
+  for (let round = 0; round < 5; round++) read(0.2, 0);
   t.is(seats.disk, DISK.NONE);
-  t.is(seats.limit, 1);
-  // The disk serves them at the same time.
-  for (let round = 0; round < 2; round++) read(8, 0.25);
+  t.is(seats.limit, 1, 'the processors are busy, and more workers would only take turns');
+  read(0.2, 8);
+  read(0.05, 8);
+  read(0.2, 8);
+  t.is(seats.disk, DISK.NONE, 'not two in a row');
+  read(0.2, 8);
   t.is(seats.disk, DISK.FAST);
   t.is(seats.limit, 4);
 });
