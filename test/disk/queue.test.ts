@@ -12,7 +12,7 @@ import { daemonAt, imagefs, isRoot, required, run, workspace } from '../mount/cl
 import { createImage, mount, noise, overlayImage, random, sameBytes } from './disk-mount';
 
 const CALLERS = 32;
-const ROUNDS = 20;
+const ROUNDS = 12;
 const BLOCK = 4 * KIB;
 /** It finds all of a burst, and so takes some of it together for sure. */
 const ONE_WORKER = ['--threads', '1'];
@@ -219,7 +219,7 @@ test.serial(
     createImage('-f', 'qcow2', '-o', 'cluster_size=4096', image, String(blocks * BLOCK));
     const { disk, unmount } = await mount(t, 'kernel', [image]);
     const env = { ...process.env, UV_THREADPOOL_SIZE: String(CALLERS) };
-    const checker = run(process.execPath, ['-e', CHECKER, disk, String(blocks), '3000'], { env });
+    const checker = run(process.execPath, ['-e', CHECKER, disk, String(blocks), '2000'], { env });
     let ended = false;
     void checker.then(() => {
       ended = true;

@@ -44,44 +44,45 @@ function runExample(
   return runProgram('unshare', args, { ...options, cwd: makeDirectory(t) });
 }
 
+/** What is special about a script: `calls` are the first arguments of each losetup. */
+const SPECIAL: Record<string, (t: ExecutionContext, output: string, calls: string[]) => void> = {
+  'layers.sh': (t, output) => {
+    const readme = fs.readFileSync(path.join(EXAMPLES, 'README.md'), 'utf8');
+    const shown = /```\n(\$ truncate[\s\S]*?)```/.exec(readme)?.[1] ?? '';
+    const plain = (text: string) => text.replace(/\S*\/imagefs-example-\w+/g, 'SCRATCH').replace(/ +$/gm, '');
+    t.is(plain(shown), plain(output), 'mnt-examples/README.md shows what layers.sh really prints');
+  },
+  'loop-mount-partitions.sh': (t, _output, calls) => {
+    t.deepEqual(
+      calls,
+      ['--find', '-d', '--find', '-d'],
+      'detached once: a moment later another program may have the device',
+    );
+  },
+};
+
 for (const name of scripts) {
   test.serial(`mnt-examples/${name} runs to its end and leaves nothing behind`, async (t) => {
     const directory = makeDirectory(t);
     fs.chmodSync(directory, 0o755); // one script becomes another user in it
-    const { code, output } = await runExample(t, name, directory);
+    const tools = makeDirectory(t);
+    fs.chmodSync(tools, 0o755);
+    fs.writeFileSync(path.join(tools, 'losetup'), RECORDING_LOSETUP, { mode: 0o755 });
+    const LOSETUP_CALLS = path.join(tools, 'calls');
+    fs.writeFileSync(LOSETUP_CALLS, '');
+    const env = { LOSETUP_CALLS, PATH: `${tools}:${process.env.PATH}` };
+    const { code, output } = await runExample(t, name, directory, env);
     if (code === NEEDS_ROOT && !IS_ROOT) return leaveOut(t, `${name} needs root`);
     t.is(code, 0, output);
     t.regex(output, /^OK: .*$/m, output);
     t.deepEqual(fs.readdirSync(directory), []);
+    const calls = fs.readFileSync(LOSETUP_CALLS, 'utf8').match(/^\S+/gm) ?? [];
+    SPECIAL[name]?.(t, output, calls);
   });
 }
 
-test.serial(
-  'loop-mount-partitions.sh detaches a loop device once: the next moment another program has it',
-  async (t) => {
-    if (!IS_ROOT) return leaveOut(t, 'loop devices need root');
-    const directory = makeDirectory(t);
-    const tools = makeDirectory(t);
-    fs.writeFileSync(path.join(tools, 'losetup'), RECORDING_LOSETUP, { mode: 0o755 });
-    const LOSETUP_CALLS = path.join(tools, 'calls');
-    const env = { LOSETUP_CALLS, PATH: `${tools}:${process.env.PATH}` };
-    const { code, output } = await runExample(t, 'loop-mount-partitions.sh', directory, env);
-    t.is(code, 0, output);
-    const calls = fs.readFileSync(LOSETUP_CALLS, 'utf8').trim().split('\n');
-    t.deepEqual(
-      calls.map((call) => call.split(' ')[0]),
-      ['--find', '-d', '--find', '-d'],
-    );
-  },
-);
-
-test.serial('mnt-examples/README.md shows what layers.sh really prints', async (t) => {
-  const directory = makeDirectory(t);
-  const { output } = await runExample(t, 'layers.sh', directory);
-  const readme = fs.readFileSync(path.join(EXAMPLES, 'README.md'), 'utf8');
-  const shown = /```\n(\$ truncate[\s\S]*?)```/.exec(readme)?.[1] ?? '';
-  const plain = (text: string) => text.replace(/\S*\/imagefs-example-\w+/g, 'SCRATCH').replace(/ +$/gm, '');
-  t.is(plain(shown), plain(output));
+test('every script of which something special is expected is there', (t) => {
+  for (const name of Object.keys(SPECIAL)) t.true(scripts.includes(name), name);
 });
 
 /** As scripts/demo.sh sets it. */
