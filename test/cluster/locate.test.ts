@@ -2,60 +2,21 @@
 import * as fs from 'node:fs';
 import test from 'ava';
 import { attachChain } from '../../src/block/open';
-import { openSnapshot, takeSnapshot } from '../../src/block/snapshots';
 import { attachStorage } from '../../src/storage/attach';
 import type { HostPlace } from '../../src/storage/storage';
-import { KIB, MIB } from '../../src/units';
+import { KIB } from '../../src/units';
 import { Random, seedOf } from '../helpers/random';
 import { type ChainConfig, makeChain } from '../helpers/shadowed';
+import { makeVaried, VARIED_CHAINS, VARIED_SIZE } from '../helpers/varied-chains';
 
-const SIZE = 4 * MIB + 512;
+const SIZE = VARIED_SIZE;
 const LONGEST = 64 * KIB;
 const ROUNDS = 1000;
 
-const CONFIGS: (ChainConfig & { compressed?: true; snapshot?: true })[] = [
-  { name: 'raw', layers: [{ format: 'raw', size: SIZE }] },
-  { name: 'qed', layers: [{ format: 'qed', size: SIZE, clusterSize: 4 * KIB, tableSize: 1 }] },
-  {
-    name: 'qed over a shorter raw',
-    layers: [
-      { format: 'qed', size: SIZE, clusterSize: 64 * KIB },
-      { format: 'raw', size: 3 * MIB },
-    ],
-  },
-  {
-    name: 'qcow2 with subclusters and compressed clusters over qcow2',
-    compressed: true,
-    layers: [
-      { format: 'qcow2', size: SIZE, clusterSize: 64 * KIB, extendedL2: true },
-      { format: 'qcow2', size: SIZE + MIB, clusterSize: 4 * KIB },
-    ],
-  },
-  {
-    name: 'a snapshot of qcow2 over qcow',
-    snapshot: true,
-    layers: [
-      { format: 'qcow2', size: SIZE, clusterSize: 4 * KIB },
-      { format: 'qcow', size: SIZE },
-    ],
-  },
-];
-
-for (const config of CONFIGS) {
+for (const config of VARIED_CHAINS) {
   test(`${config.name}: what lies where locate() says is what read() reads`, (t) => {
     const random = new Random(seedOf(t, 12));
-    const { image, shadow } = makeChain(t, config, (size) => [
-      { offset: 0, length: MIB },
-      { offset: MIB + 100 * KIB, length: size - MIB - 100 * KIB },
-    ]);
-    shadow.write(512 * KIB, 300 * KIB);
-    shadow.writeZeroes(700 * KIB, 10 * KIB);
-    shadow.write(2 * MIB + 5, 64 * KIB);
-    if (config.compressed) shadow.writeCompressed(3 * MIB, 256 * KIB);
-    const snapshot = config.snapshot ? takeSnapshot(image.node, 'before') : undefined;
-    if (snapshot) shadow.write(0, MIB);
-    const live = attachChain(image.describe(), 2, attachStorage);
-    const node = snapshot ? openSnapshot(live, snapshot.id) : live;
+    const { node, shadow } = makeVaried(t, config, attachStorage);
     const place: HostPlace = { fd: -1, offset: 0 };
     const expected = new Uint8Array(LONGEST);
     const found = new Uint8Array(LONGEST);
@@ -82,9 +43,10 @@ for (const config of CONFIGS) {
         t.fail(`${offset}+${length} differs`);
     }
     t.true(located > ROUNDS / 20, `${located} of ${ROUNDS} ranges were located`);
-    if (!snapshot) t.is(node.statistics().readOperations, before.readOperations + located, 'locate() counts nothing');
+    if (!config.snapshot)
+      t.is(node.statistics().readOperations, before.readOperations + located, 'locate() counts nothing');
     node.countReads(3, 1000);
-    t.is(node.statistics().readBytes - before.readBytes >= 1000, !snapshot, 'a snapshot has no counters');
+    t.is(node.statistics().readBytes - before.readBytes >= 1000, !config.snapshot, 'a snapshot has no counters');
     t.is(shadow.differenceAnywhere(), undefined);
   });
 }

@@ -3,15 +3,15 @@ import * as path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import type { BlockNode } from '../../src/block/node';
 import { attachChain } from '../../src/block/open';
-import { openSnapshot, takeSnapshot } from '../../src/block/snapshots';
 import { attachStorage } from '../../src/storage/attach';
 import { PassingStorage } from '../../src/storage/passing';
 import type { Storage } from '../../src/storage/storage';
 import { KIB, MIB } from '../../src/units';
 import { Random, seedOf } from '../helpers/random';
-import { type ChainConfig, makeChain } from '../helpers/shadowed';
+import { makeChain } from '../helpers/shadowed';
+import { makeVaried, VARIED_CHAINS, VARIED_SIZE } from '../helpers/varied-chains';
 
-const SIZE = 4 * MIB + 512;
+const SIZE = VARIED_SIZE;
 const LONGEST = 300 * KIB;
 const ROUNDS = 200;
 
@@ -62,49 +62,11 @@ function compare(t: ExecutionContext, node: BlockNode, log: Log, random: Random)
   return ranges;
 }
 
-const CONFIGS: (ChainConfig & { compressed?: true; snapshot?: true })[] = [
-  { name: 'raw', layers: [{ format: 'raw', size: SIZE }] },
-  {
-    name: 'qed over a shorter raw',
-    layers: [
-      { format: 'qed', size: SIZE, clusterSize: 4 * KIB, tableSize: 1 },
-      { format: 'raw', size: 3 * MIB },
-    ],
-  },
-  {
-    name: 'qcow2 with compressed clusters over qcow2',
-    compressed: true,
-    layers: [
-      { format: 'qcow2', size: SIZE, clusterSize: 64 * KIB },
-      { format: 'qcow2', size: SIZE + MIB, clusterSize: 4 * KIB },
-    ],
-  },
-  {
-    name: 'a snapshot of qcow2 over qcow',
-    snapshot: true,
-    layers: [
-      { format: 'qcow2', size: SIZE, clusterSize: 4 * KIB },
-      { format: 'qcow', size: SIZE },
-    ],
-  },
-];
-
-for (const config of CONFIGS) {
+for (const config of VARIED_CHAINS) {
   test(`${config.name}: prefetch() fetches what read() reads`, (t) => {
     const random = new Random(seedOf(t, 11));
-    const { image, shadow } = makeChain(t, config, (size) => [
-      { offset: 0, length: MIB },
-      { offset: MIB + 100 * KIB, length: size - MIB - 100 * KIB },
-    ]);
-    shadow.write(512 * KIB, 300 * KIB);
-    shadow.writeZeroes(700 * KIB, 10 * KIB);
-    shadow.write(2 * MIB + 5, 64 * KIB);
-    if (config.compressed) shadow.writeCompressed(3 * MIB, 256 * KIB);
-    const snapshot = config.snapshot ? takeSnapshot(image.node, 'before') : undefined;
-    if (snapshot) shadow.write(0, MIB);
     const log: Log = { fetched: [], read: [] };
-    const live = attachChain(image.describe(), 2, (layer) => new NotingStorage(attachStorage(layer), log));
-    const node = snapshot ? openSnapshot(live, snapshot.id) : live;
+    const { node, shadow } = makeVaried(t, config, (layer) => new NotingStorage(attachStorage(layer), log));
     const ranges = compare(t, node, log, random);
     t.true(ranges > ROUNDS / 2, `${ranges} ranges read`);
     t.is(shadow.differenceAnywhere(), undefined);

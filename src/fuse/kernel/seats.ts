@@ -5,6 +5,7 @@
  * not keep the others from working, and at first, while a mount is cold, one sits alone, so
  *
  *   - whoever is about to wait long (a flush) stands up, and a parked worker sits down when too few are left to serve;
+ *   - few sit while they take the requests of a queue together, on two processors one (`read-batch.ts`);
  *   - once reads take long as many sit as there are processors, and if blocks are read, each takes several small reads at a time (`serve.ts`);
  *   - all may sit once workers wait for the disk and have few reads at a time;
  *   - all that ends when the daemon sees nobody waiting for the disk any more (`daemon/governor.ts`).

@@ -49,8 +49,10 @@ export class Spinner {
     return this.poll.ready();
   }
 
-  /** There was a request at once for a while, so that there is a queue, and it pays to take several of it together.
-   * Where it does not, this counts the requests until it is tried again: it is asked once before each. */
+  /**
+   * There was a request at once for a while, so that there is a queue, and it pays to take several of it together. Where it does not,
+   * this counts the requests until it is tried again: it is asked once before each.
+   */
   expectsSeveral(): boolean {
     if (this.skip === 0 || this.skipNext < SKIP_MAX) return false;
     if (this.rest === 0) return true;

@@ -8,6 +8,7 @@ import { addressOf, alignedBuffer } from '../../../src/system/aligned-buffer';
 import { IoRing } from '../../../src/system/io-ring';
 import { SystemError } from '../../../src/system/libc';
 import { temporaryDirectory } from '../../helpers/images';
+import { openRing } from '../../helpers/rings';
 
 const { EBADF, ECANCELED } = constants.errno;
 const LENGTH = 100_000;
@@ -22,17 +23,9 @@ interface Fixture {
   address: number;
 }
 
-/** Undefined, and said, where the kernel has no io_uring for this process. */
 function fixture(t: ExecutionContext, entries = 8): Fixture | undefined {
-  let ring: IoRing;
-  try {
-    ring = IoRing.open(entries);
-  } catch (error) {
-    // Containers forbid it, and imagefs does without.
-    t.log(`left out: ${error}`);
-    t.pass();
-    return undefined;
-  }
+  const ring = openRing(t, entries);
+  if (ring === undefined) return undefined;
   const directory = temporaryDirectory(t);
   fs.writeFileSync(path.join(directory, 'source'), pattern);
   const source = fs.openSync(path.join(directory, 'source'), 'r');
