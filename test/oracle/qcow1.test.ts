@@ -9,7 +9,7 @@ import { checkFile, open } from '../helpers/images';
 import { LONG, patternBytes, Random, seedOf } from '../helpers/random';
 import { imagefs, make, oracleTest, qemuImg, sameAnswer } from './qemu';
 
-const SIZE = 5 * MIB + 3 * 512;
+const SIZE = 2 * MIB + 3 * 512;
 const OPERATIONS = LONG ? 3000 : 150;
 
 async function createBoth(directory: string, words: string[], tail: string[]): Promise<[Buffer, Buffer]> {
@@ -100,20 +100,20 @@ const IMAGES: Record<string, (directory: string) => void> = {
     qemuImg(d, ['convert', '-c', '-f', 'raw', '-O', 'qcow', 'disk.raw', 'compressed.qcow']);
     make(d, 'compare', 'disk.raw', 'compressed.qcow');
   },
-  'over-raw.qcow': (d) => make(d, 'create', '-f', 'qcow', '-b', 'disk.raw', '-F', 'raw', 'over-raw.qcow', '6M'),
+  'over-raw.qcow': (d) => make(d, 'create', '-f', 'qcow', '-b', 'disk.raw', '-F', 'raw', 'over-raw.qcow', '3M'),
   'over-compressed.qcow': (d) => {
     make(d, 'create', '-f', 'qcow', '-b', 'compressed.qcow', '-F', 'qcow', 'over-compressed.qcow');
-    io(d, 'qcow', 'over-compressed.qcow', 'write -P 6 3k 90k', 'write -P 7 2M 1k');
+    io(d, 'qcow', 'over-compressed.qcow', 'write -P 6 3k 90k', 'write -P 7 1900k 1k');
   },
   'over.qcow2': (d) => {
-    make(d, 'create', '-f', 'qcow2', '-b', 'over-compressed.qcow', '-F', 'qcow', 'over.qcow2', '7M');
-    io(d, 'qcow2', 'over.qcow2', 'write -z 1M 300k', 'write -P 8 4M 10k');
+    make(d, 'create', '-f', 'qcow2', '-b', 'over-compressed.qcow', '-F', 'qcow', 'over.qcow2', '4M');
+    io(d, 'qcow2', 'over.qcow2', 'write -z 1M 300k', 'write -P 8 1800k 10k');
   },
   'over-qcow2.qcow': (d) => {
     make(d, 'create', '-f', 'qcow', '-b', 'over.qcow2', '-F', 'qcow2', 'over-qcow2.qcow');
     io(d, 'qcow', 'over-qcow2.qcow', 'write -P 9 1100k 10k');
   },
-  'over-qcow.qed': (d) => make(d, 'create', '-f', 'qed', '-b', 'over-qcow2.qcow', '-F', 'qcow', 'over-qcow.qed', '8M'),
+  'over-qcow.qed': (d) => make(d, 'create', '-f', 'qed', '-b', 'over-qcow2.qcow', '-F', 'qcow', 'over-qcow.qed', '5M'),
 };
 
 function io(directory: string, format: string, file: string, ...commands: string[]): void {
@@ -144,9 +144,8 @@ function ourBytes(directory: string, file: string): Buffer {
 
 /** Equal for QEMU, and for us. */
 function reads(t: ExecutionContext, directory: string, file: string, expected: Buffer, words = file): void {
-  fs.writeFileSync(path.join(directory, 'expected'), expected);
-  const compare = qemuImg(directory, ['compare', '-f', formatOf(file), '-F', 'raw', file, 'expected']);
-  t.is(compare.code, 0, `${words}: QEMU: ${compare.stdout}${compare.stderr}`);
+  // Not `qemu-img compare`: it asks qcow for the status of each cluster, and takes ten times as long.
+  t.is(Buffer.compare(theirBytes(directory, file), expected), 0, `${words}: QEMU`);
   t.is(Buffer.compare(ourBytes(directory, file), expected), 0, words);
 }
 
