@@ -32,6 +32,8 @@ const YOUNG_GENERATION_MB = 1;
 
 export interface WorkerOrders {
   thread: number;
+  /** There is never another worker. */
+  alone: boolean;
   deviceFd: number;
   plan: TreePlan;
   images: (ImageDescriptor | undefined)[];
@@ -93,10 +95,11 @@ export class Crew {
    * Also adds workers up to the most there may be, one at a time: while nobody asks for anything, for the day when the disk is slow,
    * and when everybody waits for it. In the midst of such a load it would take a second to start one.
    */
-  serve(orders: Omit<WorkerOrders, 'thread' | 'bell'>): void {
+  serve(orders: Omit<WorkerOrders, 'thread' | 'alone' | 'bell'>): void {
+    const alone = this.workersMax === 1;
     const send = (worker: Worker, index: number) => {
       const thread = FIRST_WORKER_THREAD + index;
-      worker.postMessage({ ...orders, thread, bell: this.bell.buffer } satisfies WorkerOrders);
+      worker.postMessage({ ...orders, thread, alone, bell: this.bell.buffer } satisfies WorkerOrders);
     };
     this.workers.forEach(send);
     if (orders.serve.seats === undefined) return;

@@ -23,7 +23,7 @@ const CLUSTER = 4 * KIB;
 const PIECE = 512 * 2 - 100; // pieces that share sectors, too
 const SIZE = 700 * MIB;
 const BASE_TAG = 77;
-const OPERATIONS = LONG ? 300_000 : 6000;
+const OPERATIONS = LONG ? 300_000 : 4000;
 
 /** Clusters all over the disk, so that 350 L2 tables do not fit into 128 slots; neighbours at some places. */
 function layout(random: Random): { pieced: number[]; shared: number[] } {

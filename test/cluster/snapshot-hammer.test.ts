@@ -181,7 +181,7 @@ const IN_MEMORY: Omit<ImageSpec, 'size'>[] = [
 ];
 
 for (const [index, spec] of IN_MEMORY.entries()) {
-  test(`threads in memory, ${spec.clusterSize} bytes a cluster: no snapshot ever changes`, async (t) => {
+  test.serial(`threads in memory, ${spec.clusterSize} bytes a cluster: no snapshot ever changes`, async (t) => {
     const seed = seedOf(t, 8600 + index);
     const storage = createInMemory({ ...spec, size: 100 * MIB }, 64 * MIB);
     const chain = openChainOf([storage], { threads: THREADS });
@@ -195,7 +195,7 @@ for (const [index, spec] of IN_MEMORY.entries()) {
   });
 }
 
-test('threads on a file: no snapshot ever changes', async (t) => {
+test.serial('threads on a file: no snapshot ever changes', async (t) => {
   const seed = seedOf(t, 8650);
   const file = path.join(temporaryDirectory(t), 'disk.qcow2');
   createImage(file, { format: 'qcow2', size: 400 * MIB });

@@ -119,13 +119,15 @@ const IGNORED = new Set(
 const IGNORED_PREFIX = /^(x-|X-|user=|comment=)/;
 
 export function defaultSettings(): MountSettings {
-  const threads = Math.min(THREADS_MAX, Math.max(4, os.availableParallelism()));
+  const processors = Math.min(THREADS_MAX, os.availableParallelism());
+  // As many as take requests at first (CALM_SEATS of daemon/governor.ts): to start one takes 40 ms of a processor, while the mount is awaited.
+  const threads = Math.max(2, Math.floor(processors / 2));
   return {
     readOnly: false,
     foreground: false,
     debug: false,
     threads,
-    threadsMax: Math.max(THREADS_GROWN, threads),
+    threadsMax: Math.max(THREADS_GROWN, processors),
     session: 'auto',
     cacheSize: CACHE_SIZE_DEFAULT,
     backing: 'directory',
