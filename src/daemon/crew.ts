@@ -23,10 +23,10 @@ const LOOK_BUSY_MS = 50;
 const LOOK_GROWING_MS = 100;
 const LOOK_IDLE_MS = 200;
 /**
- * Pauses of LOOK_GROWING_MS in a row without a request until the crew grows: half a second. To start a worker takes 0.1 s of a
- * processor, and whoever has just mounted is about to come with work.
+ * Pauses of LOOK_GROWING_MS in a row without a request until the crew grows: two seconds. To start a worker takes 0.1 s of a
+ * processor, and whoever has just mounted is about to come with work: half a second met the start of many programs.
  */
-const IDLE_PAUSES = 5;
+const IDLE_PAUSES = 20;
 /** Serving leaves hardly any garbage, and this is memory that each worker has for itself: 13 MiB a worker instead of 17. */
 const YOUNG_GENERATION_MB = 1;
 
