@@ -87,6 +87,12 @@ function run(command: string, ...args: string[]): void {
   spawnSync(command, args, { stdio: 'ignore', timeout: 15_000, killSignal: 'SIGKILL' });
 }
 
+/** At once, whoever uses it; nothing happens if it is gone. umount(2) is for root, others have fusermount3 for their own mounts. */
+export function detachMount(mountpoint: string): void {
+  if (process.getuid?.() === 0) run('umount', '-l', mountpoint);
+  else run('fusermount3', '-u', '-z', mountpoint);
+}
+
 function signalAll(processes: Map<number, string>, signal: NodeJS.Signals): void {
   for (const pid of processes.keys()) {
     try {
@@ -123,7 +129,7 @@ export async function removeLeftovers(directory: string): Promise<string[]> {
   const stubborn = await until(directory, 3000, (now) => now.processes.size === 0);
   signalAll(stubborn.processes, 'SIGKILL');
   await until(directory, 2000, (now) => now.processes.size === 0);
-  for (const path of findLeftovers(directory).mounts) run('umount', '-l', path);
+  for (const path of findLeftovers(directory).mounts) detachMount(path);
   // The kernel lets go of a loop device a moment later when somebody looks at it just now.
   const still = describeLeftovers(await until(directory, 5000, nothing));
   if (still.length > 0) lines.push(...still.map((line) => `could not remove ${line}`));

@@ -6,6 +6,7 @@ import * as os from 'node:os';
 import * as path from 'node:path';
 import * as readline from 'node:readline';
 import type { ExecutionContext } from 'ava';
+import { detachMount } from '../../scripts/leftovers';
 import { requirePackage } from '../../src/fuse/native/session';
 import type { MountOptions, SessionKind } from '../../src/fuse/session';
 import type { EventCounts } from './memory-filesystem';
@@ -92,7 +93,7 @@ export async function startServer(scope: Scope, options: ServerOptions): Promise
   };
   scope.teardown(async () => {
     // Whatever happened: first the mount, so that nobody waits for it, then the process.
-    spawnSync('umount', ['-l', mountpoint], { stdio: 'ignore' });
+    detachMount(mountpoint);
     child.kill('SIGKILL');
     await ended;
   });

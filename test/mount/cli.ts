@@ -4,13 +4,13 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import type { ExecutionContext } from 'ava';
+import { detachMount } from '../../scripts/leftovers';
 import type { DaemonConfig } from '../../src/daemon/config';
 import type { LaunchedDaemon } from '../../src/daemon/launch';
 import { isInside, MountTable } from '../../src/daemon/mountinfo';
 import { type DaemonProcess, daemonOf, findDaemons } from '../../src/daemon/processes';
 import { BlockError } from '../../src/errors';
 import { unmount } from '../../src/fuse/unmount';
-import { umount } from '../../src/system/mount';
 
 /** The project's directory, seen from dist/test/mount. */
 export const PROJECT = path.resolve(__dirname, '../../..');
@@ -72,12 +72,7 @@ function takeDown(directory: string): void {
   const daemons = findDaemons();
   for (const daemon of daemons.filter(({ mountpoint }) => isInside(mountpoint, directory))) kill(daemon.pid);
   for (const entry of table.entries.reverse()) {
-    if (!isInside(entry.mountpoint, directory)) continue;
-    try {
-      umount(entry.mountpoint, { lazy: true });
-    } catch {
-      // Gone with its daemon.
-    }
+    if (isInside(entry.mountpoint, directory)) detachMount(entry.mountpoint);
   }
 }
 
