@@ -19,10 +19,8 @@ const WORDS = 6;
 /** More than the disks of all images that are reverted while the kernel has not answered for the ones before. */
 const FILES_MAX = 1024;
 
-/** Most that a worker waits for the kernel while others serve what that waits for. */
+/** Most that a worker waits for the kernel. It may be the only one, and the kernel wait for it. */
 const PATIENCE_MS = 2000;
-/** And if it is the only one: a kernel that still waits then does so for a page that this very worker is to fill. */
-const PATIENCE_ALONE_MS = 200;
 
 export class FlusherBell {
   private readonly words: Int32Array;
@@ -44,17 +42,14 @@ export class FlusherBell {
     return Atomics.load(this.words, STOPPED) !== 0;
   }
 
-  /**
-   * Returns when the kernel has forgotten the files' content, or after two seconds: it then does so as soon as it can.
-   * @param alone nobody else serves requests
-   */
-  invalidate(inos: readonly number[], alone = false): void {
+  /** Returns when the kernel has forgotten the files' content, or after two seconds: it then does so as soon as it can. */
+  invalidate(inos: readonly number[]): void {
     const asked = this.mutex.with(() => {
       for (const ino of inos) this.add(ino);
       return Atomics.add(this.words, ASKED, 1) + 1;
     });
     this.ring();
-    const until = performance.now() + (alone ? PATIENCE_ALONE_MS : PATIENCE_MS);
+    const until = performance.now() + PATIENCE_MS;
     for (;;) {
       const done = Atomics.load(this.words, DONE);
       const left = until - performance.now();

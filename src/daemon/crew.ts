@@ -23,17 +23,15 @@ const LOOK_BUSY_MS = 50;
 const LOOK_GROWING_MS = 100;
 const LOOK_IDLE_MS = 200;
 /**
- * Pauses of LOOK_GROWING_MS in a row without a request until the crew grows: two seconds. To start a worker takes 0.1 s of a
- * processor, and whoever has just mounted is about to come with work: half a second met the start of many programs.
+ * Pauses of LOOK_GROWING_MS in a row without a request until the crew grows: half a second. To start a worker takes 0.1 s of a
+ * processor, and whoever has just mounted is about to come with work.
  */
-const IDLE_PAUSES = 20;
+const IDLE_PAUSES = 5;
 /** Serving leaves hardly any garbage, and this is memory that each worker has for itself: 13 MiB a worker instead of 17. */
 const YOUNG_GENERATION_MB = 1;
 
 export interface WorkerOrders {
   thread: number;
-  /** There is never another worker. */
-  alone: boolean;
   deviceFd: number;
   plan: TreePlan;
   images: (ImageDescriptor | undefined)[];
@@ -95,11 +93,10 @@ export class Crew {
    * Also adds workers up to the most there may be, one at a time: while nobody asks for anything, for the day when the disk is slow,
    * and when everybody waits for it. In the midst of such a load it would take a second to start one.
    */
-  serve(orders: Omit<WorkerOrders, 'thread' | 'alone' | 'bell'>): void {
-    const alone = this.workersMax === 1;
+  serve(orders: Omit<WorkerOrders, 'thread' | 'bell'>): void {
     const send = (worker: Worker, index: number) => {
       const thread = FIRST_WORKER_THREAD + index;
-      worker.postMessage({ ...orders, thread, alone, bell: this.bell.buffer } satisfies WorkerOrders);
+      worker.postMessage({ ...orders, thread, bell: this.bell.buffer } satisfies WorkerOrders);
     };
     this.workers.forEach(send);
     if (orders.serve.seats === undefined) return;

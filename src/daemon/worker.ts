@@ -14,7 +14,7 @@ const log = logOf('daemon:worker');
 function serve(orders: WorkerOrders): void {
   const nodes = orders.images.map((image) => (image === undefined ? undefined : attachImage(image, orders.thread)));
   const bell = new FlusherBell(orders.bell);
-  const hooks = { onReplaced: (inos: readonly number[]) => bell.invalidate(inos, orders.alone) };
+  const hooks = { onReplaced: (inos: readonly number[]) => bell.invalidate(inos) };
   const fileSystem = createFileSystem(orders.plan, nodes, orders.fileSystem, hooks);
   log('thread %d serves', orders.thread);
   serveKernel(orders.deviceFd, withTesting(fileSystem, orders.testing), orders.serve);

@@ -13,7 +13,7 @@ test('tests with mounts pass for a user who is not root', async (t) => {
   const place = workspace(t);
   // The project may lie where other users cannot go.
   const project = directory(place, 'project');
-  t.is((await run('mount', ['--bind', PROJECT, project])).code, 0);
+  t.is((await run('mount', ['-o', 'bind,ro', PROJECT, project])).code, 0);
   const temporary = directory(place, 'tmp');
   fs.chownSync(temporary, NOBODY, NOBODY);
   fs.chmodSync(place, 0o711);
@@ -23,7 +23,8 @@ test('tests with mounts pass for a user who is not root', async (t) => {
     uid: NOBODY,
     gid: NOBODY,
     hangMs: 120_000,
-    env: { ...env, TMPDIR: temporary, HOME: temporary },
+    // Below hangMs: so it says which file hangs.
+    env: { ...env, TMPDIR: temporary, HOME: temporary, IMAGEFS_TEST_FILE_SECONDS: '100' },
   });
   t.is(ran.code, 0, `${ran.stdout}${ran.stderr}`);
   t.regex(ran.stdout, /\n\d+ passed, 0 failed\n$/);

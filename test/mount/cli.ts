@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import type { ExecutionContext } from 'ava';
-import { detachMount } from '../../scripts/leftovers';
+import { detachMount, removeDirectory } from '../../scripts/leftovers';
 import type { DaemonConfig } from '../../src/daemon/config';
 import type { LaunchedDaemon } from '../../src/daemon/launch';
 import { isInside, MountTable } from '../../src/daemon/mountinfo';
@@ -61,7 +61,7 @@ export function workspace(t: ExecutionContext): string {
   const directory = fs.realpathSync(fs.mkdtempSync(path.join(os.tmpdir(), 'imagefs-')));
   t.teardown(() => {
     takeDown(directory);
-    fs.rmSync(directory, { recursive: true, force: true });
+    removeDirectory(directory);
   });
   return directory;
 }

@@ -119,15 +119,13 @@ const IGNORED = new Set(
 const IGNORED_PREFIX = /^(x-|X-|user=|comment=)/;
 
 export function defaultSettings(): MountSettings {
-  const processors = Math.min(THREADS_MAX, os.availableParallelism());
-  // As many as take requests at first (CALM_SEATS of daemon/governor.ts): to start one takes 40 ms of a processor, while the mount is awaited.
-  const threads = Math.max(2, Math.floor(processors / 2));
+  const threads = Math.min(THREADS_MAX, Math.max(4, os.availableParallelism()));
   return {
     readOnly: false,
     foreground: false,
     debug: false,
     threads,
-    threadsMax: Math.max(THREADS_GROWN, processors),
+    threadsMax: Math.max(THREADS_GROWN, threads),
     session: 'auto',
     cacheSize: CACHE_SIZE_DEFAULT,
     backing: 'directory',

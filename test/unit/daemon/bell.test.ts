@@ -65,16 +65,6 @@ test('FlusherBell.invalidate() is not lost while the one before it takes longer 
   t.deepEqual(done, [2, 2]);
 });
 
-test('FlusherBell.invalidate() of the only worker does not wait for a kernel that may wait for this worker', (t) => {
-  const bell = new FlusherBell();
-  const begun = performance.now();
-  bell.invalidate([2], true);
-  t.true(performance.now() - begun < 1000, 'a revert of a mount with one thread takes seconds');
-  const done: number[] = [];
-  bell.wait(0, (ino) => done.push(ino));
-  t.deepEqual(done, [2], 'the kernel is told all the same');
-});
-
 test('FlusherBell.stop() wakes the flusher, and is not missed by one that comes late', (t) => {
   const bell = new FlusherBell();
   t.false(bell.stopped);

@@ -7,8 +7,7 @@ test('parseMountArguments() gives the defaults', (t) => {
   const { settings, positionals } = parseMountArguments(['a.qed', 'b.qed', '/mnt']);
   t.deepEqual(positionals, ['a.qed', 'b.qed', '/mnt']);
   t.deepEqual(settings, defaultSettings());
-  t.true(settings.threads >= 2);
-  t.true(settings.threadsMax >= 8);
+  t.true(settings.threads >= 4);
   t.is(settings.cacheSize, 32 * MIB);
   t.false(settings.readOnly);
 });
