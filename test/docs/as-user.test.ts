@@ -4,7 +4,7 @@ import test from 'ava';
 import { directory, isRoot, PROJECT, required, run, workspace } from '../mount/cli';
 
 const NOBODY = 65534;
-/** Mounts that are left to the end of a test, that are killed, and two that only root may make. */
+/** Mounts that are left to the end of a test, mounts that end by signals, and a test that only root can run. */
 const FILES = ['life', 'signals'].map((name) => `dist/test/mount/${name}.test.js`);
 
 test('tests with mounts pass for a user who is not root', async (t) => {
