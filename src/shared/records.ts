@@ -39,6 +39,8 @@ const GENERATION_NOW = 1;
 const DRAIN = 3;
 /** Requests that ended during a drain. */
 const ENDED = 4;
+/** Remapping requests in flight. */
+const REMAPS = 5;
 
 const NONE = 0;
 const REQUEST = 1;
@@ -122,6 +124,7 @@ export class Records {
   startRemap(start: number, end: number): void {
     const base = this.own * RECORD_WORDS;
     let sequence: number;
+    let others: number;
     this.mutex.lock();
     try {
       sequence = Atomics.add(this.words, 2, 1);
@@ -129,9 +132,11 @@ export class Records {
       this.floats[this.own * RECORD_FLOATS + END] = end;
       Atomics.store(this.words, base + SEQUENCE, sequence);
       Atomics.store(this.words, base + KIND, REMAP);
+      others = Atomics.add(this.words, REMAPS, 1);
     } finally {
       this.mutex.unlock();
     }
+    if (others === 0) return;
     for (let other = 1; other <= this.threads; other++) {
       if (other !== this.own) this.waitFor(other, sequence, start, end);
     }
@@ -140,6 +145,8 @@ export class Records {
   endRemap(): void {
     const base = this.own * RECORD_WORDS;
     Atomics.store(this.words, base + KIND, REQUEST);
+    // Comes second: whoever finds nobody in flight need not look at the records.
+    Atomics.sub(this.words, REMAPS, 1);
     Atomics.add(this.words, base + TURNS, 1);
     if (Atomics.load(this.words, base + WAITERS) > 0) Atomics.notify(this.words, base + TURNS);
   }

@@ -224,15 +224,18 @@ export class Refcounts {
       if (!cache.unchanged(slot, version, imageId, offset)) return this.slice(offset, 'refcount');
       const first = from - (from % perSlice) + index;
       own.searchFrom = first;
-      if (index < perSlice) return this.take(first, end - index);
+      if (index < perSlice) return this.take(first, end - index, slot, offset);
       if ((first - SEARCH_PAST_END) * clusterSize > this.state.fileEnd) {
         throw this.corrupt('a million clusters past the end of the file have references');
       }
     }
   }
 
-  /** Counts free clusters as used. They are of one sort: all listed as clean, or all behind the file, or neither. */
-  private take(first: number, found: number): Place | TableSlice {
+  /**
+   * Counts free clusters as used. They are of one sort: all listed as clean, or all behind the file, or neither.
+   * @param slot where the slice at `slice`, which has their counts, was found
+   */
+  private take(first: number, found: number, slot: number, slice: number): Place | TableSlice {
     const { clusterSize, state } = this;
     const offset = first * clusterSize;
     let count = found;
@@ -240,8 +243,7 @@ export class Refcounts {
     if (!beyond) count = Math.min(count, (state.fileEnd - offset) / clusterSize);
     if (offset + count * clusterSize > Number.MAX_SAFE_INTEGER) throw this.corrupt('the file has no room left');
     this.refuseMetadata(offset, count * clusterSize);
-    const slot = this.claim(first, count);
-    if (typeof slot === 'object') return slot;
+    if (!this.claimSlot(slot, slice, first, count)) return this.slice(slice, 'refcount');
     const part = state.free.takeAt(offset, count * clusterSize);
     count = part.length / clusterSize;
     this.fill(slot, first, count, 1);
@@ -280,7 +282,12 @@ export class Refcounts {
 
   /** Counts that say "free" about the header or a table are wrong: writing there would destroy the image. */
   refuseMetadata(offset: number, length: number): void {
-    const where = this.own.tablesIn(offset, length, this.clusterSize) ?? this.knownTableIn(offset, length);
+    const { own, clusterSize } = this;
+    // A table behind the end of the file is refused before the cache holds anything of it.
+    const isBehind = offset >= this.state.fileEnd;
+    const where =
+      own.tablesIn(offset, length, clusterSize) ??
+      (isBehind ? this.blockIn(offset, length) : this.knownTableIn(offset, length));
     if (where !== undefined) throw this.corrupt(`the reference count of ${where} is 0`);
   }
 
@@ -290,9 +297,8 @@ export class Refcounts {
    */
   knownTableIn(offset: number, length: number, but?: TableLevel): string | undefined {
     const { sliceBytes, cache, imageId, clusterSize } = this;
-    for (let at = offset - (offset % clusterSize); at < offset + length; at += clusterSize) {
-      if (this.blocks.has(at)) return `${TABLE_NAMES.refcount} at ${hex(at)}`;
-    }
+    const block = this.blockIn(offset, length);
+    if (block !== undefined) return block;
     for (let at = offset - (offset % sliceBytes); at < offset + length; at += sliceBytes) {
       const level = cache.levelOf(imageId, at);
       if (level === undefined || level === but) continue;
@@ -300,6 +306,14 @@ export class Refcounts {
       if (level === 'refcount' || (level === 'l2' && this.isNamedByL1(cluster))) {
         return `${TABLE_NAMES[level]} at ${hex(cluster)}`;
       }
+    }
+    return undefined;
+  }
+
+  /** A refcount block that the table named when the image was opened, wherever it lies. */
+  private blockIn(offset: number, length: number): string | undefined {
+    for (let at = offset - (offset % this.clusterSize); at < offset + length; at += this.clusterSize) {
+      if (this.blocks.has(at)) return `${TABLE_NAMES.refcount} at ${hex(at)}`;
     }
     return undefined;
   }
@@ -345,15 +359,18 @@ export class Refcounts {
     if (typeof offset === 'object') return offset;
     if (offset === NO_BLOCK) throw this.corrupt(`no refcount block for ${hex(cluster * this.clusterSize)}`);
     const slot = this.find(offset);
-    if (slot < 0) return this.slice(offset, 'refcount');
+    return slot >= 0 && this.claimSlot(slot, offset, cluster, count) ? slot : this.slice(offset, 'refcount');
+  }
+
+  /** The same where the slot is known. @returns false when the slice was evicted: load it again */
+  private claimSlot(slot: number, slice: number, cluster: number, count: number): boolean {
     const bits = 2 ** this.order;
     const index = cluster % this.perSlice;
     const from = Math.floor((index * bits) / 8);
     const to = Math.ceil(((index + count) * bits) / 8);
-    const claimed = this.cache.claim(slot, this.imageId, offset, from, to - from);
-    if (claimed < 0) return this.slice(offset, 'refcount');
+    const claimed = this.cache.claim(slot, this.imageId, slice, from, to - from);
     if (claimed === 1) this.state.addDirtySlots(1);
-    return slot;
+    return claimed >= 0;
   }
 
   private fill(slot: number, cluster: number, count: number, value: number): void {

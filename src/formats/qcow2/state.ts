@@ -51,12 +51,16 @@ export class Qcow2State {
 
   /** What the header names in `[offset, offset + length)`, or the header itself; undefined: nothing. Lock held, of either side. */
   tablesIn(offset: number, length: number, clusterSize: number): string | undefined {
-    const end = offset + length;
-    const overlaps = (from: number, bytes: number) => offset < from + alignUp(bytes, clusterSize) && from < end;
     if (offset < clusterSize) return 'the header';
-    if (overlaps(this.l1Offset, this.l1Entries * 8)) return 'the L1 table';
-    if (overlaps(this.refcountTableOffset, this.refcountTableClusters * clusterSize)) return 'the refcount table';
-    if (this.snapshotCount > 0 && overlaps(this.snapshotsOffset, 1)) return 'the snapshot table';
+    const end = offset + length;
+    const { l1Offset, refcountTableOffset, snapshotsOffset } = this;
+    if (l1Offset < end && offset < l1Offset + alignUp(this.l1Entries * 8, clusterSize)) return 'the L1 table';
+    if (refcountTableOffset < end && offset < refcountTableOffset + this.refcountTableClusters * clusterSize) {
+      return 'the refcount table';
+    }
+    if (snapshotsOffset < end && offset < snapshotsOffset + clusterSize && this.snapshotCount > 0) {
+      return 'the snapshot table';
+    }
     return undefined;
   }
 

@@ -185,3 +185,14 @@ test('a refcount table that names no cluster, or one full block again and again:
   const error = t.throws(() => chain.node.write(MIB, Buffer.of(1), 0, 1), { instanceOf: BlockError });
   t.regex(error?.message ?? '', /past the end of the file have references/);
 });
+
+test('a refcount block that lies where the file is about to end: no data is written there', (t) => {
+  const { storage } = image();
+  const end = storage.size();
+  put(storage, readQcow2Header(storage).refcountTableOffset + 8, BigInt(end));
+  const chain = openChainOf([storage]);
+  const error = t.throws(() => chain.node.write(MIB, Buffer.alloc(CLUSTER, 9), 0, CLUSTER), { instanceOf: BlockError });
+  t.regex(error?.message ?? '', /the reference count of the refcount block at .* is 0/);
+  chain.finish();
+  t.is(storage.size(), end);
+});
