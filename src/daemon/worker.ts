@@ -1,6 +1,7 @@
 /** A FUSE worker: builds its own objects over the shared memory and descriptors, then serves requests until the mount is gone. */
 import { parentPort } from 'node:worker_threads';
 import { attachImage } from '../block/open';
+import { Seats } from '../fuse/kernel/seats';
 import { serveKernel } from '../fuse/kernel/serve';
 import { logOf } from '../log';
 import type { FileSystem } from '../vfs/filesystem';
@@ -8,6 +9,7 @@ import { createFileSystem } from '../vfs/image-filesystem';
 import { FlusherBell } from './bell';
 import type { TestingConfig } from './config';
 import type { WorkerOrders } from './crew';
+import { warmUpWhileIdle } from './warm-up';
 
 const log = logOf('daemon:worker');
 
@@ -16,8 +18,10 @@ function serve(orders: WorkerOrders): void {
   const bell = new FlusherBell(orders.bell);
   const hooks = { onReplaced: (inos: readonly number[]) => bell.invalidate(inos) };
   const fileSystem = createFileSystem(orders.plan, nodes, orders.fileSystem, hooks);
+  const { seats } = orders.serve;
+  const idle = seats === undefined ? undefined : warmUpWhileIdle(orders.images, new Seats(seats));
   log('thread %d serves', orders.thread);
-  serveKernel(orders.deviceFd, withTesting(fileSystem, orders.testing), orders.serve);
+  serveKernel(orders.deviceFd, withTesting(fileSystem, orders.testing), { ...orders.serve, idle });
   log('thread %d leaves: the mount is gone', orders.thread);
 }
 

@@ -37,6 +37,8 @@ export interface KernelServeOptions {
   readOnly: boolean;
   /** From `createSeats`, the same for all workers of a mount. Absent: this worker stands alone. */
   seats?: SharedArrayBuffer;
+  /** Called again and again while nobody asks; whoever asks meanwhile waits until it returns. @returns false: not any more */
+  idle?: () => boolean;
   /** Bits of INIT flags to pretend the kernel does not have; for tests of older kernels. */
   maskInitFlags?: number;
 }

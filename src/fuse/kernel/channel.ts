@@ -59,7 +59,12 @@ export class Channel {
   private asideCount = 0;
   private resumedCount = 0;
 
-  constructor(fd: number, seats: Seats) {
+  /** @param idle as in `KernelServeOptions` */
+  constructor(
+    fd: number,
+    seats: Seats,
+    private idle?: () => boolean,
+  ) {
     this.fd = fd;
     this.source = fd;
     this.seats = seats;
@@ -78,6 +83,7 @@ export class Channel {
     let length: number;
     this.seats.startWaiting();
     try {
+      if (this.idle !== undefined) this.useIdleTime(this.idle);
       this.spinner.spin();
       length = readDescriptor(this.fd, this.request);
     } catch (error) {
@@ -86,6 +92,14 @@ export class Channel {
       this.seats.endWaiting();
     }
     return this.received(this.fd, length);
+  }
+
+  private useIdleTime(idle: () => boolean): void {
+    while (!this.isAsked) {
+      if (idle()) continue;
+      this.idle = undefined;
+      return;
+    }
   }
 
   /** A request is there, which `receive` would not have to wait for. */

@@ -50,7 +50,7 @@ export function serveKernel(fd: number, fileSystem: FileSystem, options: KernelS
   new KernelServer(fd, fileSystem, options).run();
 }
 
-class KernelServer {
+export class KernelServer {
   private readonly channel: Channel;
   private readonly seats: Seats;
   private readonly fileSystem: FileSystem;
@@ -63,7 +63,7 @@ class KernelServer {
 
   constructor(fd: number, fileSystem: FileSystem, options: KernelServeOptions) {
     this.seats = new Seats(options.seats ?? createSeats(1, 1));
-    this.channel = new Channel(fd, this.seats);
+    this.channel = new Channel(fd, this.seats, options.idle);
     this.fileSystem = fileSystem;
     this.options = options;
   }
@@ -73,23 +73,31 @@ class KernelServer {
     seats.sit();
     onLongWait({ begins: (forOthers) => seats.stepAside(forOthers, channel), ends: () => seats.stepBack() });
     try {
-      for (;;) {
-        let length = seats.disk === DISK.NONE && channel.expectsSeveral() ? this.serveQueue() : NOTHING;
-        if (length === NOTHING) length = channel.receive();
-        if (length === ENDED) return;
-        if (length !== NOTHING) {
-          if (seats.disk !== DISK.NONE && this.isSmallRead() && channel.canReceiveMore) this.serveReads(length);
-          else this.serve(length);
-        }
-        seats.yield();
-      }
+      while (this.serveNext()) seats.yield();
     } finally {
       // The next parked worker finds out that the mount is gone.
       onLongWait(undefined);
       seats.stand();
-      channel.close();
-      if (this.batch !== 'unavailable') this.batch?.close();
+      this.close();
     }
+  }
+
+  /** Waits for a request and serves it, or several that are there together. @returns false when the mount is gone */
+  serveNext(): boolean {
+    const { channel, seats } = this;
+    let length = seats.disk === DISK.NONE && channel.expectsSeveral() ? this.serveQueue() : NOTHING;
+    if (length === NOTHING) length = channel.receive();
+    if (length === ENDED) return false;
+    if (length === NOTHING) return true;
+    if (seats.disk !== DISK.NONE && this.isSmallRead() && channel.canReceiveMore) this.serveReads(length);
+    else this.serve(length);
+    return true;
+  }
+
+  /** The shared descriptor stays open. */
+  close(): void {
+    this.channel.close();
+    if (this.batch !== 'unavailable') this.batch?.close();
   }
 
   /**
