@@ -8,7 +8,7 @@ import * as path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { KIB, MIB } from '../../src/units';
 import { openRing } from '../helpers/rings';
-import { daemonAt, imagefs, isRoot, required, run, workspace } from '../mount/cli';
+import { daemonAt, imagefs, isRoot, required, run, warmedUp, workspace } from '../mount/cli';
 import { createImage, mount, noise, overlayImage, random, sameBytes } from './disk-mount';
 
 const CALLERS = 32;
@@ -97,6 +97,7 @@ async function readInBursts(
   const { file = 'disk', counted = true, located = true } = bursts;
   const { pid } = daemonAt(t, mountpoint);
   const reads = ROUNDS * CALLERS;
+  await warmedUp(t, pid);
   const before = { operations: readOperations(mountpoint), calls: readCalls(pid) };
   const args = [path.join(mountpoint, file), expected, pid, waitingFile(t, mountpoint), ROUNDS, 5].map(String);
   const env = { ...process.env, UV_THREADPOOL_SIZE: String(CALLERS) };

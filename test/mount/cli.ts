@@ -181,6 +181,25 @@ export async function until(t: ExecutionContext, what: string, condition: () => 
   }
 }
 
+/** A worker of the daemon practises: only for mounts that it does so for (src/daemon/warm-up.ts). Source: proc_pid_io(5), wchar */
+export function beginsWarmUp(t: ExecutionContext, pid: number): Promise<void> {
+  const written = () => Number(/^wchar: (\d+)$/m.exec(fs.readFileSync(`/proc/${pid}/io`, 'utf8'))?.[1]);
+  return until(t, 'the beginning of the warm-up', () => written() > 1024 * 1024);
+}
+
+/** It does so no more: from now on the process does only what it is asked for. */
+export async function warmedUp(t: ExecutionContext, pid: number): Promise<void> {
+  await beginsWarmUp(t, pid);
+  const isOfWarmUp = (fd: string): boolean => {
+    try {
+      return fs.readlinkSync(`/proc/${pid}/fd/${fd}`).includes('warm-up');
+    } catch {
+      return false; // Closed meanwhile.
+    }
+  };
+  await until(t, 'the end of the warm-up', () => !fs.readdirSync(`/proc/${pid}/fd`).some(isOfWarmUp));
+}
+
 /** Can the image be opened for writing again, by us as by anybody else? */
 export async function assertFree(t: ExecutionContext, image: string): Promise<void> {
   const result = await imagefs(['check', image]);
