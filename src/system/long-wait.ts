@@ -27,6 +27,17 @@ export function longWait<T>(wait: () => T, forOthers = false): T {
   }
 }
 
+/** Runs `body`, whose waits are short and nobody's business: nothing is told of them. */
+export function untold<T>(body: () => T): T {
+  const told = hooks;
+  hooks = undefined;
+  try {
+    return body();
+  } finally {
+    hooks = told;
+  }
+}
+
 /** `Atomics.wait` for what takes another thread's host I/O, or a request that another thread has yet to serve. */
 export function sleepOn(words: Int32Array, index: number, value: number, timeoutMs?: number): void {
   longWait(() => Atomics.wait(words, index, value, timeoutMs), true);

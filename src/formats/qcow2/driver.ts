@@ -46,7 +46,6 @@ export class Qcow2Driver implements FormatDriver {
   private readonly giver: GiveBack;
   private readonly hostEnd: HostEnd;
   private l2Hint = 0;
-  private checkedTable = 0;
   private hostHoles: boolean | undefined;
 
   constructor(
@@ -334,17 +333,15 @@ export class Qcow2Driver implements FormatDriver {
   }
 
   /**
-   * Entries would be written there: it must not be something else. Asked once while this thread uses one table: allocations stay off
-   * what is in use as a table (`refuseMetadata`). The lock is held.
+   * Entries would be written there: it must not be something else. Asked each time: it may become that, where counts are wrong. The lock
+   * is held.
    */
   private refuseForeignTable(table: HostOffset, guest: number): void {
-    if (table === this.checkedTable) return;
     const { own, refcounts, mapping, clusterSize } = this;
     const where =
       own.tablesIn(table, clusterSize, clusterSize) ??
       refcounts.knownTableIn(mapping.sliceOffset(table, guest), 1, 'l2');
     if (where !== undefined) throw mapping.corruptEntry('L1', guest, `table offset ${hex(table)} (${where})`);
-    this.checkedTable = table;
   }
 
   /** Word of the L2 entry for `guest`, in a table of its own; or the slice to load. Lock held exclusively. */

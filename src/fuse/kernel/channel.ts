@@ -85,9 +85,11 @@ export class Channel {
     try {
       if (this.idle !== undefined) this.useIdleTime(this.idle);
       this.spinner.spin();
-      length = readDescriptor(this.fd, this.request);
-    } catch (error) {
-      return afterFailedRead(error);
+      try {
+        length = readDescriptor(this.fd, this.request);
+      } catch (error) {
+        return afterFailedRead(error);
+      }
     } finally {
       this.seats.endWaiting();
     }

@@ -32,7 +32,12 @@ export class Practice {
     this.request = new DataView(this.requestBytes.buffer, this.requestBytes.byteOffset, this.requestBytes.length);
     this.reply = Buffer.alloc(OUT_HEADER_BYTES + most);
     [this.ours, this.theirs] = socketPair();
-    this.server = new KernelServer(this.theirs, fileSystem, { kernelCache: false, readOnly: false });
+    try {
+      this.server = new KernelServer(this.theirs, fileSystem, { kernelCache: false, readOnly: false });
+    } catch (error) {
+      this.closeSockets();
+      throw error;
+    }
   }
 
   write(offset: number, length: number): void {
@@ -48,7 +53,14 @@ export class Practice {
   }
 
   close(): void {
-    this.server.close();
+    try {
+      this.server.close();
+    } finally {
+      this.closeSockets();
+    }
+  }
+
+  private closeSockets(): void {
     fs.closeSync(this.ours);
     fs.closeSync(this.theirs);
   }

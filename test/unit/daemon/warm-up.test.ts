@@ -1,10 +1,13 @@
 /** What a worker does before anybody asks: all of it works, stays in memory and leaves nothing behind. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import test from 'ava';
-import { formatToWarmUp, WarmUp, warmUpWhileIdle } from '../../../src/daemon/warm-up';
-import { qedFormat } from '../../../src/formats/qed/format';
+import test, { type ExecutionContext } from 'ava';
+import type { ImageDescriptor } from '../../../src/block/open';
+import { formatToWarmUp, warmUp, warmUpWhileIdle } from '../../../src/daemon/warm-up';
+import { BlockError } from '../../../src/errors';
 import { FORMATS } from '../../../src/formats/registry';
+import { FileStorage } from '../../../src/storage/file';
+import { longWait, onLongWait } from '../../../src/system/long-wait';
 import { MIB } from '../../../src/units';
 import { createImage, type ImageSpec, open, temporaryDirectory } from '../../helpers/images';
 
@@ -21,16 +24,14 @@ function descriptors(): string[] {
 
 const ALLOCATING = FORMATS.filter(({ capabilities }) => capabilities.clusters).map(({ name }) => name);
 
-test.serial('WarmUp: thousands of requests to an image of each format succeed, and no descriptor stays open', (t) => {
+test.serial('warmUp(): thousands of requests to an image of each format succeed, and no descriptor stays open', (t) => {
+  const before = descriptors();
   for (const format of ALLOCATING) {
-    const before = descriptors();
-    const warmUp = new WarmUp(format);
-    let requests = 0;
-    while (warmUp.step()) requests++;
-    t.true(descriptors().length > before.length, format);
-    warmUp.close();
+    const steps = warmUp(format);
+    let count = 0;
+    while (!steps.next().done) count++;
+    t.true(count > 3000, format);
     t.deepEqual(descriptors(), before, format);
-    t.is(requests, 3000, format);
   }
   t.is(ALLOCATING.length, 3);
 });
@@ -63,22 +64,47 @@ test.serial('formatToWarmUp(): that of the first image that can be written and a
   t.deepEqual(descriptors(), before);
 });
 
-test.serial('warmUpWhileIdle(): a failure ends it, and nobody else notices', (t) => {
-  const dir = temporaryDirectory(t);
-  const file = path.join(dir, 'a.qed');
+test.serial('warmUpWhileIdle(): nobody is told of its waits', (t) => {
+  const image = openedQed(t);
+  let waits = 0;
+  onLongWait({ begins: () => waits++, ends: () => {} });
+  t.teardown(() => onLongWait(undefined));
+  const idle = warmUpWhileIdle([image], { requests: 0 });
+  while (idle?.());
+  t.is(waits, 0);
+  longWait(() => {});
+  t.is(waits, 1);
+});
+
+test.serial('warmUpWhileIdle(): no memory, at whatever write: it ends, and nobody else notices', (t) => {
+  const image = openedQed(t);
+  const before = descriptors();
+  const { write } = FileStorage.prototype;
+  const failing = [0, 1, 2, 3, 10, 100, 1000, 2000];
+  for (const number of failing) {
+    const idle = warmUpWhileIdle([image], { requests: 0 });
+    let writes = 0;
+    FileStorage.prototype.write = function (...args): void {
+      if (writes++ >= number) throw new BlockError('NO_SPACE', 'no memory');
+      write.apply(this, args);
+    };
+    try {
+      let steps = 0;
+      while (idle?.()) steps++;
+      t.true(steps < 3000, `write ${number}`);
+    } finally {
+      FileStorage.prototype.write = write;
+    }
+    t.true(writes > number, `write ${number}`);
+    t.deepEqual(descriptors(), before, `write ${number}`);
+  }
+  t.is(failing.length, 8);
+});
+
+function openedQed(t: ExecutionContext): ImageDescriptor {
+  const file = path.join(temporaryDirectory(t), 'a.qed');
   createImage(file, { format: 'qed', size: MIB });
   const image = open(file, { format: 'qed' });
   t.teardown(() => image.close());
-  const before = descriptors();
-  const idle = warmUpWhileIdle([image.describe()], { requests: 0 });
-  const { create } = qedFormat;
-  qedFormat.create = () => {
-    throw new Error('no memory');
-  };
-  try {
-    t.false(idle?.());
-  } finally {
-    qedFormat.create = create;
-  }
-  t.deepEqual(descriptors(), before);
-});
+  return image.describe();
+}

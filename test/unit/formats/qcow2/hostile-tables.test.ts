@@ -196,3 +196,30 @@ test('a refcount block that lies where the file is about to end: no data is writ
   chain.finish();
   t.is(storage.size(), end);
 });
+
+test('an L2 table that becomes a refcount block while it is used as a table: no entry is written there', (t) => {
+  const cluster = 32 * KIB;
+  const storage = MemoryStorage.create(256 * MIB, 'a.qcow2');
+  qcow2Format.create?.(storage, { size: 512 * MIB, clusterSize: cluster, refcountBits: 64 });
+  const first = openChainOf([storage]);
+  first.node.write(0, Buffer.alloc(cluster, 7), 0, cluster);
+  first.finish();
+  const { refcountTableOffset, l1TableOffset } = readQcow2Header(storage);
+  const entry = Buffer.alloc(8);
+  storage.read(refcountTableOffset, entry, 0, 8);
+  // The first block is full, and L1 names the cluster where the next one will be made.
+  const perBlock = cluster / 8;
+  put(storage, Number(entry.readBigUInt64BE()), ...Array<bigint>(perBlock).fill(1n));
+  const next = perBlock * cluster;
+  put(storage, l1TableOffset + 8, COPIED | BigInt(next));
+  storage.truncate(next + cluster, 'create');
+
+  const { node } = openChainOf([storage]);
+  const write = (guest: number) => node.write(guest, Buffer.alloc(512, 9), 0, 512);
+  write(3 * cluster);
+  const span = perBlock * cluster;
+  // Nothing speaks against the second half of the table, whose counts nobody has looked at.
+  write(span + span / 2);
+  const error = t.throws(() => write(span), { instanceOf: BlockError, code: 'CORRUPT_IMAGE' });
+  t.regex(error?.message ?? '', /table offset .* \(the refcount block/);
+});
