@@ -46,8 +46,8 @@ export function warmUpWhileIdle(
   const steps = warmUp(format);
   return () => {
     try {
-      // A mount that serves for days counts past 2^31.
-      const isBusy = mount.requests >>> 0 >= BUSY_REQUESTS;
+      // The count of a mount that serves for days wraps.
+      const isBusy = mount.requests < 0 || mount.requests >= BUSY_REQUESTS;
       // Syncs of memory: nobody has to serve in this worker's place meanwhile.
       if (!untold(() => (isBusy ? steps.return() : steps.next())).done) return true;
     } catch (error) {
