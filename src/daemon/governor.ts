@@ -32,7 +32,7 @@ const QUEUE_SHARE = 1 / 4;
  * 64 KiB 1.2 to 1.4 times, 4 KiB in sequence 1.3 times as fast as with two at once.
  */
 export const COLD_SEATS = 1;
-const COLD_REQUESTS = 16_384;
+const COLD_REQUESTS = 32_768;
 /** Looks with requests until that ends in any case: 2 to 4 s, what is served has been compiled by then. */
 const COLD_LOOKS = 20;
 /** Fewer requests since the last look, while the only one who sits has one in hand: it does not compile, it waits or has long ones. */

@@ -121,7 +121,7 @@ test('Governor: one sits until thousands of requests have come', (t) => {
   ask(1000);
   look();
   t.is(seats.limit, COLD_SEATS);
-  ask(20_000);
+  ask(40_000);
   look();
   t.is(seats.limit, CALM_SEATS);
 });
@@ -190,7 +190,7 @@ test('Governor: it can be told that no request may keep the others waiting any m
 
 test('Governor: few sit while requests are taken together from a queue, and as many as before once they are not', (t) => {
   const { seats, governor, ask, look } = setUpCold();
-  ask(20_000);
+  ask(40_000);
   look();
   t.is(seats.limit, CALM_SEATS);
   for (let i = 0; i < CALM_LOOKS; i++) {
@@ -208,7 +208,7 @@ test('Governor: few sit while requests are taken together from a queue, and as m
 
 test('Governor: from the first requests on few sit when these make a queue', (t) => {
   const { seats, ask, look } = setUpCold();
-  ask(20_000);
+  ask(40_000);
   seats.countTogether(18_000);
   look();
   t.is(seats.limit, QUEUE_SEATS);
@@ -217,7 +217,7 @@ test('Governor: from the first requests on few sit when these make a queue', (t)
 test('Governor: a queue that one worker is held up before gets others at the next look', (t) => {
   const { seats, state, ask, look } = setUpCold();
   const queue = () => {
-    ask(20_000);
+    ask(40_000);
     seats.countTogether(18_000);
     look();
     t.is(seats.limit, QUEUE_SEATS);
@@ -229,7 +229,7 @@ test('Governor: a queue that one worker is held up before gets others at the nex
   t.is(seats.limit, CALM_SEATS, 'by a request that takes long');
   queue();
   state.onDisk = 1;
-  ask(20_000);
+  ask(40_000);
   seats.countTogether(18_000);
   seats.endWaiting();
   look();
