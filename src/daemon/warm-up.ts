@@ -14,7 +14,7 @@ import { createTableCache, TABLE_CACHE_MIN_BYTES } from '../shared/table-cache';
 import { FileStorage } from '../storage/file';
 import { untold } from '../system/long-wait';
 import { memfdCreate } from '../system/memfd';
-import { GIB, KIB, MIB, SECTOR_SIZE } from '../units';
+import { alignDown, GIB, KIB, MIB, SECTOR_SIZE } from '../units';
 import { createFileSystem } from '../vfs/image-filesystem';
 import { buildTree } from '../vfs/tree';
 
@@ -22,9 +22,10 @@ import { buildTree } from '../vfs/tree';
 const REQUESTS = 3000;
 /** The smallest that all formats have, so that the image takes no more than REQUESTS of them, 12 MiB. */
 const CLUSTER = 4 * KIB;
-/** Many of the writes go behind this: V8 compiles code again when numbers first become larger than 31 bits. */
-const FAR = 8 * GIB;
-const DISK = FAR + 16 * MIB;
+/** Room for the writes at the beginning of the disk, and for those at its end. */
+const PART = 16 * MIB;
+/** The largest disk that all formats can have with such clusters. */
+const DISK_MAX = 16 * GIB;
 const REQUESTS_PER_FSYNC = 64;
 
 /** So many requests of others, and there is work: it compiles what it needs by itself. To mount and to look around takes fewer. */
@@ -40,10 +41,10 @@ export function warmUpWhileIdle(
   images: readonly (ImageDescriptor | undefined)[],
   mount: { readonly requests: number },
 ): (() => boolean) | undefined {
-  const format = formatToWarmUp(images);
+  const model = modelOf(images);
   // A log would be full of requests that nobody made.
-  if (format === undefined || logOf('fuse:kernel').enabled) return undefined;
-  const steps = warmUp(format);
+  if (model === undefined || logOf('fuse:kernel').enabled) return undefined;
+  const steps = warmUp(model);
   return () => {
     try {
       // The count of a mount that serves for days wraps.
@@ -52,20 +53,29 @@ export function warmUpWhileIdle(
       if (!untold(() => (isBusy ? steps.return() : steps.next())).done) return true;
     } catch (error) {
       // A loss of speed, and nobody's data.
-      log('%s: %s', format, error);
+      log('%s: %s', model.format, error);
     }
     return false;
   };
 }
 
-/** The format to practise with: of the first image that can be written and allocates; undefined when there is none. */
-export function formatToWarmUp(images: readonly (ImageDescriptor | undefined)[]): string | undefined {
+/** What the image in memory has of the real one: V8 compiles for the kinds of objects and numbers that it has seen. */
+export interface Model {
+  format: string;
+  /** Of the disk, bytes: numbers of more than 31 bits are another kind. */
+  size: number;
+  isOverlay: boolean;
+}
+
+/** Of the first image that can be written and allocates; undefined when there is none. */
+export function modelOf(images: readonly (ImageDescriptor | undefined)[]): Model | undefined {
   for (const image of images) {
     if (image === undefined) continue;
     const { header, storage } = image.layers[0];
     const { capabilities, create } = formatByName(header.format);
     const isWritable = storage.kind === 'file' && !storage.readOnly;
-    if (isWritable && capabilities.clusters && capabilities.backing && create !== undefined) return header.format;
+    if (!isWritable || !capabilities.clusters || create === undefined) continue;
+    return { format: header.format, size: header.virtualSize, isOverlay: image.layers.length > 1 };
   }
   return undefined;
 }
@@ -73,9 +83,8 @@ export function formatToWarmUp(images: readonly (ImageDescriptor | undefined)[])
 /**
  * Step by step, so that whoever asks meanwhile does not wait for all of it. However it ends, nothing stays open, and nothing is flushed:
  * all of it is thrown away.
- * @param format as `formatToWarmUp` gives it
  */
-export function* warmUp(format: string): Generator<undefined, void> {
+export function* warmUp({ format, size, isOverlay }: Model): Generator<undefined, void> {
   const descriptors: number[] = [];
   const createFile = (): FileStorage => {
     const fd = memfdCreate('imagefs warm-up');
@@ -84,21 +93,24 @@ export function* warmUp(format: string): Generator<undefined, void> {
   };
   let practice: Practice | undefined;
   try {
-    const [overlay, backing] = [createFile(), createFile()];
-    backing.truncate(DISK, 'create');
-    const options = { size: DISK, clusterSize: CLUSTER, backing: { name: backing.path, format: 'raw' } };
-    formatByName(format).create?.(overlay, options);
+    const disk = Math.min(Math.max(size, 2 * PART), DISK_MAX);
+    const image = createFile();
+    const backing = isOverlay ? createFile() : undefined;
+    backing?.truncate(disk, 'create');
+    const options = { size: disk, clusterSize: CLUSTER };
+    const overlay = { ...options, backing: { name: image.path, format: 'raw' } };
+    formatByName(format).create?.(image, isOverlay ? overlay : options);
     yield;
-    const node = attach(overlay, format, backing);
+    const node = attach(image, format, backing);
     yield;
-    const layers = [{ path: overlay.path, format, readOnly: false, mode: 0, mtimeMs: 0 }];
+    const layers = [{ path: image.path, format, readOnly: false, mode: 0, mtimeMs: 0 }];
     const plan = buildTree([{ name: format, layers }], { singleImage: true, mountedMs: 0 });
     const fileSystem = createFileSystem(plan, [node], { growable: false, readOnly: false, uid: 0, gid: 0 });
     yield;
     practice = new Practice(fileSystem, fileSystem.lookup(fileSystem.rootIno, 'disk'), CLUSTER);
     for (let number = 0; number < REQUESTS; number++) {
       yield;
-      ask(practice, number);
+      ask(practice, number, alignDown(disk - PART, CLUSTER));
     }
   } finally {
     practice?.close();
@@ -106,8 +118,7 @@ export function* warmUp(format: string): Generator<undefined, void> {
   }
 }
 
-/** An overlay, because its way is the longer one: partial writes read what is below. */
-function attach(overlay: FileStorage, format: string, backing: FileStorage): BlockNode {
+function attach(image: FileStorage, format: string, backing: FileStorage | undefined): BlockNode {
   const layerOf = (storage: FileStorage, name: string, imageId: number) => {
     const module = formatByName(name);
     const header = module.readHeader(storage);
@@ -115,13 +126,17 @@ function attach(overlay: FileStorage, format: string, backing: FileStorage): Blo
     module.initState(header, storage, new ImageState(state, 0));
     return { storage: storage.describe(), header, state, imageId };
   };
-  const layers = [layerOf(overlay, format, 0), layerOf(backing, 'raw', 1)];
-  return attachImage({ layers, cache: createTableCache(TABLE_CACHE_MIN_BYTES) }, 0);
+  const layers = [layerOf(image, format, 0), ...(backing === undefined ? [] : [layerOf(backing, 'raw', 1)])];
+  // As the real image came to this thread: a header that was read here would be another kind of object.
+  return attachImage(structuredClone({ layers, cache: createTableCache(TABLE_CACHE_MIN_BYTES) }), 0);
 }
 
-/** Of eight requests five write a new cluster, one a part of a new one, one a part of an old one; one reads. */
-function ask(practice: Practice, number: number): void {
-  const cluster = (number % 2) * FAR + Math.floor(number / 2) * CLUSTER;
+/**
+ * Of eight requests five write a new cluster, one a part of a new one, one a part of an old one; one reads.
+ * @param far every second one is behind this
+ */
+function ask(practice: Practice, number: number, far: number): void {
+  const cluster = (number % 2) * far + Math.floor(number / 2) * CLUSTER;
   const kind = number % 8;
   if (kind < 5) practice.write(cluster, CLUSTER);
   else if (kind === 5) practice.write(cluster + SECTOR_SIZE, SECTOR_SIZE);

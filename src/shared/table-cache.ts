@@ -358,7 +358,8 @@ export class TableCache {
     const low = Math.imul((round % 2 ** 27) * 32 + (offset % SLICE_BYTES) / SECTOR, 0x9e3779b1);
     const high = Math.imul(Math.floor(round / 2 ** 27) * 1024 + image, 0x85ebca6b);
     const mixed = Math.imul(low ^ high ^ (low >>> 15), 0xc2b2ae35);
-    return (slice + ((mixed ^ (mixed >>> 13)) >>> 0)) % this.sets;
+    // A small integer for V8 as well: whoever keeps a slot would otherwise keep a double, and compute with it.
+    return ((slice + ((mixed ^ (mixed >>> 13)) >>> 0)) % this.sets) | 0;
   }
 
   /** The slot of this key in any state but free. The cache mutex is held. */

@@ -3,12 +3,12 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import type { ImageDescriptor } from '../../../src/block/open';
-import { formatToWarmUp, warmUp, warmUpWhileIdle } from '../../../src/daemon/warm-up';
+import { modelOf, warmUp, warmUpWhileIdle } from '../../../src/daemon/warm-up';
 import { BlockError } from '../../../src/errors';
 import { FORMATS } from '../../../src/formats/registry';
 import { FileStorage } from '../../../src/storage/file';
 import { longWait, onLongWait } from '../../../src/system/long-wait';
-import { MIB } from '../../../src/units';
+import { GIB, MIB } from '../../../src/units';
 import { createImage, type ImageSpec, open, temporaryDirectory } from '../../helpers/images';
 
 /** Descriptors of this process and what they name. */
@@ -26,17 +26,23 @@ const ALLOCATING = FORMATS.filter(({ capabilities }) => capabilities.clusters).m
 
 test.serial('warmUp(): thousands of requests to an image of each format succeed, and no descriptor stays open', (t) => {
   const before = descriptors();
+  let images = 0;
   for (const format of ALLOCATING) {
-    const steps = warmUp(format);
-    let count = 0;
-    while (!steps.next().done) count++;
-    t.true(count > 3000, format);
-    t.deepEqual(descriptors(), before, format);
+    for (const isOverlay of [false, true]) {
+      for (const size of [512, 512 * MIB + 512, 64 * 1024 * GIB]) {
+        const steps = warmUp({ format, size, isOverlay });
+        let count = 0;
+        while (!steps.next().done) count++;
+        t.true(count > 3000, `${format} ${isOverlay} ${size}`);
+        t.deepEqual(descriptors(), before, format);
+        images++;
+      }
+    }
   }
-  t.is(ALLOCATING.length, 3);
+  t.is(images, 18);
 });
 
-test.serial('formatToWarmUp(): that of the first image that can be written and allocates', (t) => {
+test.serial('modelOf(): of the first image that can be written and allocates', (t) => {
   const dir = temporaryDirectory(t);
   const image = (format: ImageSpec['format'], readOnly: boolean) => {
     const file = path.join(dir, `${format}${readOnly}`);
@@ -51,8 +57,8 @@ test.serial('formatToWarmUp(): that of the first image that can be written and a
     image('qed', false),
     image('qcow2', false),
   ];
-  t.is(formatToWarmUp([undefined, raw, readOnly, qed, qcow2]), 'qed');
-  t.is(formatToWarmUp([raw, readOnly, undefined]), undefined);
+  t.deepEqual(modelOf([undefined, raw, readOnly, qed, qcow2]), { format: 'qed', size: MIB, isOverlay: false });
+  t.is(modelOf([raw, readOnly, undefined]), undefined);
   t.is(warmUpWhileIdle([raw, readOnly], { requests: 0 }), undefined);
 
   const before = descriptors();
