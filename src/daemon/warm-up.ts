@@ -65,6 +65,8 @@ export interface Model {
   /** Of the disk, bytes: numbers of more than 31 bits are another kind. */
   size: number;
   isOverlay: boolean;
+  /** Nobody said the format: then the header has one field more. */
+  probed: boolean;
 }
 
 /** Of the first image that can be written and allocates; undefined when there is none. */
@@ -75,7 +77,8 @@ export function modelOf(images: readonly (ImageDescriptor | undefined)[]): Model
     const { capabilities, create } = formatByName(header.format);
     const isWritable = storage.kind === 'file' && !storage.readOnly;
     if (!isWritable || !capabilities.clusters || create === undefined) continue;
-    return { format: header.format, size: header.virtualSize, isOverlay: image.layers.length > 1 };
+    const { virtualSize: size, probed = false } = header;
+    return { format: header.format, size, isOverlay: image.layers.length > 1, probed };
   }
   return undefined;
 }
@@ -84,7 +87,7 @@ export function modelOf(images: readonly (ImageDescriptor | undefined)[]): Model
  * Step by step, so that whoever asks meanwhile does not wait for all of it. However it ends, nothing stays open, and nothing is flushed:
  * all of it is thrown away.
  */
-export function* warmUp({ format, size, isOverlay }: Model): Generator<undefined, void> {
+export function* warmUp({ format, size, isOverlay, probed }: Model): Generator<undefined, void> {
   const descriptors: number[] = [];
   const createFile = (): FileStorage => {
     const fd = memfdCreate('imagefs warm-up');
@@ -101,7 +104,7 @@ export function* warmUp({ format, size, isOverlay }: Model): Generator<undefined
     const overlay = { ...options, backing: { name: image.path, format: 'raw' } };
     formatByName(format).create?.(image, isOverlay ? overlay : options);
     yield;
-    const node = attach(image, format, backing);
+    const node = attach(image, format, probed, backing);
     yield;
     const layers = [{ path: image.path, format, readOnly: false, mode: 0, mtimeMs: 0 }];
     const plan = buildTree([{ name: format, layers }], { singleImage: true, mountedMs: 0 });
@@ -118,10 +121,11 @@ export function* warmUp({ format, size, isOverlay }: Model): Generator<undefined
   }
 }
 
-function attach(image: FileStorage, format: string, backing: FileStorage | undefined): BlockNode {
+function attach(image: FileStorage, format: string, probed: boolean, backing: FileStorage | undefined): BlockNode {
   const layerOf = (storage: FileStorage, name: string, imageId: number) => {
     const module = formatByName(name);
     const header = module.readHeader(storage);
+    if (imageId === 0 && probed) header.probed = true;
     const state = createImageState(1, imageId === 0);
     module.initState(header, storage, new ImageState(state, 0));
     return { storage: storage.describe(), header, state, imageId };

@@ -349,7 +349,7 @@ export class TableCache {
 
   /**
    * Neighbouring slices lie in neighbouring sets, so that a table fills the cache evenly. Whole rounds of sets are shifted
-   * against each other: tables lie powers of two apart, and their first slices would all meet in a few sets.
+   * against each other: tables lie powers of two apart, and their first slices would all meet in a few sets. A small integer for V8, too: else slots were doubles.
    */
   private setOf(image: number, offset: number): number {
     const slice = Math.floor(offset / SLICE_BYTES);
@@ -358,7 +358,6 @@ export class TableCache {
     const low = Math.imul((round % 2 ** 27) * 32 + (offset % SLICE_BYTES) / SECTOR, 0x9e3779b1);
     const high = Math.imul(Math.floor(round / 2 ** 27) * 1024 + image, 0x85ebca6b);
     const mixed = Math.imul(low ^ high ^ (low >>> 15), 0xc2b2ae35);
-    // A small integer for V8 as well: whoever keeps a slot would otherwise keep a double, and compute with it.
     return ((slice + ((mixed ^ (mixed >>> 13)) >>> 0)) % this.sets) | 0;
   }
 

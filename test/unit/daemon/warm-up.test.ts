@@ -30,7 +30,7 @@ test.serial('warmUp(): thousands of requests to an image of each format succeed,
   for (const format of ALLOCATING) {
     for (const isOverlay of [false, true]) {
       for (const size of [512, 512 * MIB + 512, 64 * 1024 * GIB]) {
-        const steps = warmUp({ format, size, isOverlay });
+        const steps = warmUp({ format, size, isOverlay, probed: isOverlay });
         let count = 0;
         while (!steps.next().done) count++;
         t.true(count > 3000, `${format} ${isOverlay} ${size}`);
@@ -57,7 +57,12 @@ test.serial('modelOf(): of the first image that can be written and allocates', (
     image('qed', false),
     image('qcow2', false),
   ];
-  t.deepEqual(modelOf([undefined, raw, readOnly, qed, qcow2]), { format: 'qed', size: MIB, isOverlay: false });
+  t.deepEqual(modelOf([undefined, raw, readOnly, qed, qcow2]), {
+    format: 'qed',
+    size: MIB,
+    isOverlay: false,
+    probed: false,
+  });
   t.is(modelOf([raw, readOnly, undefined]), undefined);
   t.is(warmUpWhileIdle([raw, readOnly], { requests: 0 }), undefined);
 
