@@ -84,8 +84,8 @@ export function modelOf(images: readonly (ImageDescriptor | undefined)[]): Model
 }
 
 /**
- * Step by step, so that whoever asks meanwhile does not wait for all of it. However it ends, nothing stays open, and nothing is flushed:
- * all of it is thrown away.
+ * Step by step, so that whoever asks meanwhile does not wait for all of it. Whether it ends by itself, by an error or by `return()`, nothing stays
+ * open, and nothing is flushed: all of it is thrown away. When the mount ends first, the end of the process closes it.
  */
 export function* warmUp({ format, size, isOverlay, probed }: Model): Generator<undefined, void> {
   const descriptors: number[] = [];
@@ -96,7 +96,7 @@ export function* warmUp({ format, size, isOverlay, probed }: Model): Generator<u
   };
   let practice: Practice | undefined;
   try {
-    const disk = Math.min(Math.max(size, 2 * PART), DISK_MAX);
+    const disk = alignDown(Math.min(Math.max(size, 2 * PART), DISK_MAX), SECTOR_SIZE);
     const image = createFile();
     const backing = isOverlay ? createFile() : undefined;
     backing?.truncate(disk, 'create');
@@ -116,8 +116,11 @@ export function* warmUp({ format, size, isOverlay, probed }: Model): Generator<u
       ask(practice, number, alignDown(disk - PART, CLUSTER));
     }
   } finally {
-    practice?.close();
-    for (const fd of descriptors) fs.closeSync(fd);
+    try {
+      practice?.close();
+    } finally {
+      for (const fd of descriptors) fs.closeSync(fd);
+    }
   }
 }
 

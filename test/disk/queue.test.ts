@@ -97,7 +97,7 @@ async function readInBursts(
   const { file = 'disk', counted = true, located = true } = bursts;
   const { pid } = daemonAt(t, mountpoint);
   const reads = ROUNDS * CALLERS;
-  await warmedUp(t, pid);
+  if (located) await warmedUp(t, pid);
   const before = { operations: readOperations(mountpoint), calls: readCalls(pid) };
   const args = [path.join(mountpoint, file), expected, pid, waitingFile(t, mountpoint), ROUNDS, 5].map(String);
   const env = { ...process.env, UV_THREADPOOL_SIZE: String(CALLERS) };

@@ -6,6 +6,7 @@
  *   read  ◄── socket ◄── socket ◄── reply                             keep no borders between two
  */
 import * as fs from 'node:fs';
+import { ReadablePoll } from '../../system/poll';
 import { socketPair } from '../../system/socket';
 import type { FileSystem } from '../../vfs/filesystem';
 import { IN, IO_IN, OPCODE, OUT, OUT_HEADER_BYTES } from './protocol';
@@ -14,6 +15,7 @@ import { KernelServer } from './serve';
 export class Practice {
   private readonly ours: number;
   private readonly theirs: number;
+  private readonly answered: ReadablePoll;
   private readonly server: KernelServer;
   private readonly request: DataView;
   private readonly requestBytes: Buffer;
@@ -32,6 +34,7 @@ export class Practice {
     this.request = new DataView(this.requestBytes.buffer, this.requestBytes.byteOffset, this.requestBytes.length);
     this.reply = Buffer.alloc(OUT_HEADER_BYTES + most);
     [this.ours, this.theirs] = socketPair();
+    this.answered = new ReadablePoll(this.ours);
     try {
       this.server = new KernelServer(this.theirs, fileSystem, { kernelCache: false, readOnly: false });
     } catch (error) {
@@ -61,8 +64,11 @@ export class Practice {
   }
 
   private closeSockets(): void {
-    fs.closeSync(this.ours);
-    fs.closeSync(this.theirs);
+    try {
+      fs.closeSync(this.ours);
+    } finally {
+      fs.closeSync(this.theirs);
+    }
   }
 
   private ask(opcode: number, length: number, offset: number, size: number): void {
@@ -73,7 +79,9 @@ export class Practice {
     request.setBigUint64(IO_IN.OFFSET, BigInt(offset), true);
     request.setUint32(IO_IN.SIZE, size, true);
     fs.writeSync(this.ours, this.requestBytes, 0, length);
-    this.server.serveNext();
+    const served = this.server.serveNext();
+    // It is there, or it never comes.
+    if (!served || !this.answered.ready()) throw new Error(`no reply to FUSE opcode ${opcode} of a made-up image`);
     fs.readSync(this.ours, this.reply);
     const error = this.reply.readInt32LE(OUT.ERROR);
     if (error !== 0) throw new Error(`FUSE opcode ${opcode} at ${offset} of a made-up image: error ${error}`);

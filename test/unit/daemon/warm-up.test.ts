@@ -6,6 +6,7 @@ import type { ImageDescriptor } from '../../../src/block/open';
 import { modelOf, warmUp, warmUpWhileIdle } from '../../../src/daemon/warm-up';
 import { BlockError } from '../../../src/errors';
 import { FORMATS } from '../../../src/formats/registry';
+import { KernelServer } from '../../../src/fuse/kernel/serve';
 import { FileStorage } from '../../../src/storage/file';
 import { longWait, onLongWait } from '../../../src/system/long-wait';
 import { GIB, MIB } from '../../../src/units';
@@ -29,7 +30,7 @@ test.serial('warmUp(): thousands of requests to an image of each format succeed,
   let images = 0;
   for (const format of ALLOCATING) {
     for (const isOverlay of [false, true]) {
-      for (const size of [512, 512 * MIB + 512, 64 * 1024 * GIB]) {
+      for (const size of [512, 512 * MIB + 1, 64 * 1024 * GIB]) {
         const steps = warmUp({ format, size, isOverlay, probed: isOverlay });
         let count = 0;
         while (!steps.next().done) count++;
@@ -110,6 +111,22 @@ test.serial('warmUpWhileIdle(): no memory, at whatever write: it ends, and nobod
     t.deepEqual(descriptors(), before, `write ${number}`);
   }
   t.is(failing.length, 8);
+});
+
+test.serial('warmUpWhileIdle(): a request without a reply ends it, instead of being waited for', (t) => {
+  const image = openedQed(t);
+  const before = descriptors();
+  const { serveNext } = KernelServer.prototype;
+  for (const goesOn of [true, false]) {
+    const idle = warmUpWhileIdle([image], { requests: 0 });
+    KernelServer.prototype.serveNext = () => goesOn;
+    try {
+      while (idle?.());
+    } finally {
+      KernelServer.prototype.serveNext = serveNext;
+    }
+    t.deepEqual(descriptors(), before);
+  }
 });
 
 function openedQed(t: ExecutionContext): ImageDescriptor {
